@@ -1,0 +1,75 @@
+"""Segments of a corpus as model-ready batches, gathered by a selection of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_emossl.data.frontend import Frontend
+from jax_emossl.data.indices import Sampler, Selection
+from jax_emossl.data.prepared import Corpus
+
+Batch = dict[str, np.ndarray]
+
+
+class Segments:
+    """The segments of one or more folds, seen through a frontend.
+
+    Attributes:
+      lengths: (S,) model steps of every segment.
+      labels: (S, E) intensities.
+      recordings: S recording ids.
+    """
+
+    def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend, subset: Int[np.ndarray, "n"] | None = None):
+        """`subset` keeps some of the segments of the folds together, by position."""
+        parts = [corpus.fold(name) for name in folds]
+        self._frontend = frontend
+        self._frames = [part.frames for part in parts]
+        self._part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        self._first = np.concatenate([part.offsets[:-1] for part in parts])
+        self._count = np.concatenate([np.diff(part.offsets) for part in parts])
+        self.recordings = np.array([r for part in parts for r in part.recordings], object)
+        width = max(part.labels.shape[1] for part in parts)
+        self.labels = np.concatenate([part.labels if part.labels.shape[1] else np.zeros((len(part), width), np.float32) for part in parts])
+        if subset is not None:
+            for name in ("_part", "_first", "_count", "recordings", "labels"):
+                setattr(self, name, getattr(self, name)[subset])
+        self.lengths = frontend.num_steps(self._count)
+        self._scaling = {r: frontend.location_and_scale(corpus.statistics[r]) for r in set(self.recordings)}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def steps(self, segment: int, start: int = 0, length: int | None = None) -> Float[np.ndarray, "t d"]:
+        """Model steps of one segment from `start`, at most `length` of them."""
+        per_step = self._frontend.frames_per_step
+        stop = self._count[segment] if length is None else min(self._count[segment], (start + length) * per_step)
+        first = self._first[segment]
+        frames = self._frames[self._part[segment]][first + start * per_step : first + stop]
+        return self._frontend(frames, *self._scaling[self.recordings[segment]])
+
+    def gather(self, selection: Selection) -> Batch:
+        """The batch of a selection: features (B, T, D), num_frames, labels, weight and segment (B, ...)."""
+        rows = len(selection.segments)
+        features = np.zeros((rows, selection.length, self._frontend.dimension), np.float32)
+        num_frames = np.zeros(rows, np.int32)
+        for row, (segment, start) in enumerate(zip(selection.segments, selection.starts, strict=True)):
+            steps = self.steps(segment, start, selection.length)
+            features[row, : len(steps)] = steps
+            num_frames[row] = len(steps)
+        return {
+            "features": features,
+            "num_frames": num_frames,
+            "labels": self.labels[selection.segments],
+            "weight": selection.weight,
+            "segment": selection.segments.astype(np.int32),
+        }
+
+
+def in_memory(segments: Segments, sampler: Sampler, seed: int, start: int, stop: int, process: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    """The batches of steps start..stop-1, gathered one by one; no TensorFlow needed."""
+    for step in range(start, stop):
+        yield segments.gather(sampler.indices(seed, step).shard(*process))

@@ -1,0 +1,9 @@
+"""nEMO: acted emotional speech in Polish, 9 speakers (Christop 2024, LREC-COLING), as `.csd` files."""
+
+from jax_emossl.data.corpora import Files, data_dir
+
+
+def files() -> Files:
+    """openSMILE eGeMAPSv02 descriptors at 100 Hz, in $EMOSSL_DATA/nemo."""
+    folder = data_dir() / "nemo"
+    return Files(str(folder / "NEMO_eGeMAPSv02.csd"), str(folder / "NEMO_Labels.csd"), str(folder / "folds.json"))

@@ -1,0 +1,158 @@
+"""Read and write CMU computational sequences (`.csd`).
+
+A computational sequence is an HDF5 file (layout of the CMU Multimodal SDK, github.com/CMU-MultiComp-Lab):
+
+    /<root name>/data/<entry id>/features    (n, d)   numeric
+    /<root name>/data/<entry id>/intervals   (n, 2)   seconds: start, end
+    /<root name>/metadata/<key>              (1,)     JSON text
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Float
+
+from jax_emossl.errors import UserError
+
+# Whatever HDF5 or NumPy raises on a damaged file; h5py maps library errors to all of these.
+_READ_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+
+
+@contextlib.contextmanager
+def _blame(where: str) -> Iterator[None]:
+    """Turns a low-level read error into one sentence that says where it happened."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} cannot be read ({detail}): the file is damaged, fetch or write it anew.") from error
+
+
+class Sequence:
+    """An open computational sequence; entries are read one at a time.
+
+    Attributes:
+      path: the file.
+      root: name of the root group.
+      ids: entry ids, in sorted order.
+      metadata: decoded metadata; keys that hold no valid JSON are left out.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{self.path} does not exist or is not a file: give the path of a .csd file.")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except PermissionError as error:
+            raise UserError(f"{self.path} cannot be opened: it is not readable by this user.") from error
+        except _READ_ERRORS as error:
+            raise UserError(
+                f"{self.path} is not a readable HDF5 file: it is truncated or of another kind; fetch or write it anew."
+            ) from error
+        try:
+            with _blame(str(self.path)):
+                self._open()
+        except UserError:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        roots = list(self._file)
+        if len(roots) != 1:
+            raise UserError(
+                f"{self.path} has {len(roots)} root groups where a .csd file has one: it is not a computational sequence."
+            )
+        self.root = roots[0]
+        data = self._group(self.root, "data")
+        self.ids: list[str] = sorted(data)
+        self.metadata: dict = {}
+        if "metadata" in self._file[self.root]:
+            metadata = self._group(self.root, "metadata")
+            for key in metadata:
+                with contextlib.suppress(*_READ_ERRORS):
+                    self.metadata[key] = json.loads(metadata[key][0])
+
+    def _group(self, *names: str) -> h5py.Group:
+        group = self._file
+        for name in names:
+            # Soft and external links could point into other files, so only plain groups are followed.
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], h5py.Group):
+                raise UserError(f"{self.path} has no group '{'/'.join(names)}': it is not a computational sequence.")
+            group = group[name]
+        return group
+
+    def _dataset(self, entry: str, name: str) -> h5py.Dataset:
+        with _blame(f"{self.path}, entry '{entry}',"):
+            group = self._group(self.root, "data", entry)
+            link = group.get(name, getlink=True) if name in group else None
+            if not isinstance(link, h5py.HardLink) or not isinstance(group[name], h5py.Dataset):
+                raise UserError(f"{self.path}, entry '{entry}', has no '{name}': add it or remove the entry.")
+            return group[name]
+
+    def shape(self, entry: str) -> tuple[int, int]:
+        """Shape (n, d) of an entry's features, from the file's headers alone."""
+        features = self._dataset(entry, "features")
+        intervals = self._dataset(entry, "intervals")
+        where = f"{self.path}, entry '{entry}',"
+        if features.ndim != 2:
+            raise UserError(f"{where} has {features.ndim}-D features where (frames, dimensions) are needed: reshape them.")
+        if intervals.ndim != 2 or intervals.shape[1] != 2:
+            raise UserError(f"{where} has intervals of shape {intervals.shape} where (frames, 2) are needed.")
+        if len(features) != len(intervals):
+            raise UserError(f"{where} has {len(features)} features but {len(intervals)} intervals: their lengths must agree.")
+        for name, data in (("features", features), ("intervals", intervals)):
+            if data.dtype.kind not in "iuf":
+                raise UserError(f"{where} has {name} of type {data.dtype} where numbers are needed.")
+            if data.external or data.is_virtual:
+                raise UserError(f"{where} keeps its {name} in another file: store them in the .csd file itself.")
+        return features.shape
+
+    def read(self, entry: str) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n 2"]]:
+        """Features as float32 and intervals as float64 seconds, in the file's order.
+
+        Raises:
+          UserError: the entry is damaged, its lengths disagree, or a time is not finite or ends before it starts.
+        """
+        self.shape(entry)
+        where = f"{self.path}, entry '{entry}',"
+        with _blame(where), np.errstate(all="ignore"):
+            features = self._dataset(entry, "features")[()].astype(np.float32, copy=False)
+            intervals = self._dataset(entry, "intervals")[()].astype(np.float64, copy=False)
+        bad = np.flatnonzero(~np.isfinite(intervals).all(1) | (intervals[:, 1] < intervals[:, 0]))
+        if len(bad):
+            start, end = intervals[bad[0]]
+            raise UserError(f"{where} row {bad[0]} runs from {start:g} s to {end:g} s: correct its interval or remove the row.")
+        return features, intervals
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def write(
+    path: str | Path,
+    root: str,
+    entries: Iterable[tuple[str, Float[np.ndarray, "n d"], Float[np.ndarray, "n 2"]]],
+    metadata: dict | None = None,
+) -> None:
+    """Writes a computational sequence; `entries` yields (id, features, intervals in seconds)."""
+    text = h5py.string_dtype()
+    with h5py.File(path, "w") as file:
+        data = file.create_group(f"{root}/data")
+        for entry, features, intervals in entries:
+            data.create_dataset(f"{entry}/features", data=features)
+            data.create_dataset(f"{entry}/intervals", data=intervals)
+        for key, value in {"root name": root, **(metadata or {})}.items():
+            file[root].create_dataset(f"metadata/{key}", data=[json.dumps(value)], dtype=text)

@@ -1,0 +1,98 @@
+"""From raw frames to what the encoder sees: normalise, clip, pool, stack. Every path uses this one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_emossl.data.statistics import Statistics
+from jax_emossl.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Frontend:
+    """The feature normalisation that belongs to an encoder; saved and transferred with it.
+
+    Attributes:
+      names: features, in the order of the columns.
+      train: statistics of the training fold on which the encoder was first trained.
+      prior: seconds of weight that `train` has against a recording's own statistics.
+      clip: normalised values are clipped to [-clip, clip].
+      pool: consecutive frames averaged into one.
+      stack: consecutive pooled frames concatenated into one model step.
+    """
+
+    names: tuple[str, ...]
+    train: Statistics
+    prior: float
+    clip: float
+    pool: int
+    stack: int
+
+    @property
+    def dimension(self) -> int:
+        """Width of a model step."""
+        return len(self.names) * self.stack
+
+    @property
+    def frames_per_step(self) -> int:
+        return self.pool * self.stack
+
+    def num_steps(self, num_frames: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
+        return -(-num_frames // self.frames_per_step)
+
+    def location_and_scale(self, recording: Statistics) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "f"]]:
+        """What to subtract and what to divide by for one recording; constant dimensions are left at 0."""
+        shrunk = recording.shrunk(self.train, self.prior)
+        location = np.nan_to_num(shrunk.mean)
+        deviation = np.sqrt(np.nan_to_num(shrunk.variance))
+        constant = deviation <= 1e-6 * (1 + np.abs(location))
+        return location.astype(np.float32), np.where(constant, np.inf, deviation).astype(np.float32)
+
+    def __call__(
+        self, frames: Float[np.ndarray, "n f"], location: Float[np.ndarray, "f"], scale: Float[np.ndarray, "f"]
+    ) -> Float[np.ndarray, "t d"]:
+        """Model steps of n frames; the last pool averages the frames there are, the last stack is filled with 0."""
+        normal = np.clip((frames - location) / scale, -self.clip, self.clip)
+        if self.pool > 1:
+            first = np.arange(0, len(normal), self.pool)
+            size = np.minimum(self.pool, len(normal) - first)
+            normal = np.add.reduceat(normal, first, axis=0) / size[:, None].astype(np.float32)
+        if self.stack > 1:
+            missing = -len(normal) % self.stack
+            normal = np.pad(normal, ((0, missing), (0, 0))).reshape(-1, self.dimension)
+        return normal
+
+    def check_features(self, names: Sequence[str], source: object) -> None:
+        """Refuses features other than those the encoder was trained on."""
+        if len(names) != len(self.names):
+            raise UserError(
+                f"{source} was trained on {len(self.names)} features, the corpus has {len(names)}: "
+                "pretrain on features like the corpus's, or use the corpus of the checkpoint."
+            )
+        for own, other in zip(self.names, names, strict=True):
+            if own != other:
+                raise UserError(f"{source} was trained on feature '{own}' where the corpus has '{other}': use the same features in the same order.")
+
+    def to_json(self) -> dict:
+        return {
+            "names": list(self.names),
+            "train": self.train.to_json(),
+            # JSON has no infinity; null stands for it.
+            "prior": None if np.isinf(self.prior) else self.prior,
+            "clip": self.clip,
+            "pool": self.pool,
+            "stack": self.stack,
+        }
+
+    @classmethod
+    def from_json(cls, table: dict) -> Frontend:
+        prior = np.inf if table["prior"] is None else float(table["prior"])
+        statistics = Statistics.from_json(table["train"])
+        frontend = cls(tuple(table["names"]), statistics, prior, float(table["clip"]), int(table["pool"]), int(table["stack"]))
+        if len(statistics.mean) != len(frontend.names):
+            raise ValueError("the statistics and the features differ in number")
+        return frontend

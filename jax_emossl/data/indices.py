@@ -1,0 +1,105 @@
+"""Which segments and crops make the batch at step s: a pure function of (seed, s), NumPy only.
+
+The same selections feed the tf.data pipeline, in-memory training and evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+
+SHORTEST = 8  # model steps of the shortest padded length
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The rows of one batch.
+
+    Attributes:
+      segments: position of each row's segment.
+      starts: model step at which each row's crop begins.
+      weight: 1, or 0 for filler rows (which repeat a segment).
+      length: model steps to which every row is padded or cropped.
+    """
+
+    segments: Int[np.ndarray, "b"]
+    starts: Int[np.ndarray, "b"]
+    weight: Float[np.ndarray, "b"]
+    length: int
+
+    def shard(self, process: int, processes: int) -> Selection:
+        """This process's equal share of the rows."""
+        rows = slice(process * len(self.segments) // processes, (process + 1) * len(self.segments) // processes)
+        return Selection(self.segments[rows], self.starts[rows], self.weight[rows], self.length)
+
+
+@functools.lru_cache
+def padded_length(steps: int, growth: float) -> int:
+    """The smallest length of the grid SHORTEST, SHORTEST * growth, ... that holds `steps`.
+
+    A coarse grid compiles fewer shapes, a fine one wastes less padding.
+    """
+    length = SHORTEST
+    while length < steps:
+        length = max(length + 1, int(length * growth))
+    return length
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """Draws batches that cover every segment once an epoch, in a fresh permutation, bucketed by length.
+
+    Attributes:
+      lengths: model steps of every segment.
+      batch_size: rows of every batch; the last of an epoch is filled with rows of weight 0.
+      crop: longest piece of a segment, in model steps, at a random place; 0 never crops.
+      growth: ratio of successive padded lengths (see `padded_length`).
+    """
+
+    lengths: Int[np.ndarray, "s"]
+    batch_size: int
+    crop: int = 0
+    growth: float = 1.25
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def indices(self, seed: int, step: int) -> Selection:
+        """The batch at `step`: a pure function of (seed, step); its cost does not grow with the step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        batches, order = self._epoch(seed, epoch)
+        first = order[position] * self.batch_size
+        rng = np.random.default_rng((seed, step, 1))
+        return self._select(batches[first : first + self.batch_size], rng)
+
+    def in_order(self) -> Iterator[Selection]:
+        """Every segment once and uncropped, shortest first: for evaluation."""
+        order = np.argsort(self.lengths, kind="stable")
+        for first in range(0, len(order), self.batch_size):
+            yield self._select(order[first : first + self.batch_size], None)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  the cache lives as long as the sampler's few users
+    def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Segments in the order in which an epoch's batches hold them, and the order of the batches."""
+        rng = np.random.default_rng((seed, epoch, 0))
+        shuffled = rng.permutation(len(self.lengths))
+        bucket = np.array([self._padded(length) for length in self.lengths[shuffled]])
+        return shuffled[np.argsort(bucket, kind="stable")], rng.permutation(self.steps_per_epoch)
+
+    def _padded(self, length: int) -> int:
+        return self.crop or padded_length(int(length), self.growth)
+
+    def _select(self, segments: Int[np.ndarray, "b"], rng: np.random.Generator | None) -> Selection:
+        missing = self.batch_size - len(segments)
+        weight = np.concatenate([np.ones(len(segments), np.float32), np.zeros(missing, np.float32)])
+        segments = np.concatenate([segments, np.repeat(segments[:1], missing)])
+        lengths = self.lengths[segments]
+        if rng is None or not self.crop:
+            return Selection(segments, np.zeros_like(segments), weight, padded_length(int(lengths.max()), self.growth))
+        starts = rng.integers(0, np.maximum(lengths - self.crop, 0) + 1)
+        return Selection(segments, starts, weight, self.crop)

@@ -1,0 +1,98 @@
+"""Normalisation statistics of recordings, and their shrinkage toward the training fold's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+def voiced_frames(frames: Float[np.ndarray, "n f"], names: Sequence[str]) -> Bool[np.ndarray, "n f"] | None:
+    """Which values count in the statistics: all but F0 of unvoiced frames; None where there is no F0.
+
+    A frame is voiced where COVAREP's VUV is above 0.5 or, without that dimension, where F0 is above 0
+    (openSMILE's convention).
+    """
+    pitch = [i for i, name in enumerate(names) if name.startswith("F0")]
+    if not pitch:
+        return None
+    counts = np.ones(frames.shape, bool)
+    for i in pitch:
+        counts[:, i] = frames[:, names.index("VUV")] > 0.5 if "VUV" in names else frames[:, i] > 0
+    return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Mean and variance per dimension (NaN where no value counted) over `seconds` of frames.
+
+    `count` is the number of values behind each; only pooling needs it, and it is not stored.
+    """
+
+    mean: Float[np.ndarray, "f"]
+    variance: Float[np.ndarray, "f"]
+    seconds: float
+    count: Float[np.ndarray, "f"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        frames: Float[np.ndarray, "n f"],
+        intervals: Float[np.ndarray, "n 2"],
+        counts: Bool[np.ndarray, "n f"] | None = None,
+    ) -> Statistics:
+        """Statistics of one recording over its finite values, restricted to those in `counts` if given."""
+        counted = np.isfinite(frames) if counts is None else np.isfinite(frames) & counts
+        number = counted.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.sum(frames, 0, dtype=np.float64, where=counted) / number
+            deviation = np.where(counted, frames - mean, 0.0)
+            variance = np.einsum("nf,nf->f", deviation, deviation) / number
+        seconds = float(np.sum(intervals[:, 1] - intervals[:, 0]))
+        return cls(mean, variance, seconds, number.astype(np.float64))
+
+    @classmethod
+    def pooled(cls, parts: Sequence[Statistics]) -> Statistics:
+        """Statistics of all the parts' values together."""
+        number = np.array([p.count for p in parts])
+        mean = np.array([np.nan_to_num(p.mean) for p in parts])
+        variance = np.array([np.nan_to_num(p.variance) for p in parts])
+        total = number.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            overall = (number * mean).sum(0) / total
+            spread = (number * (variance + (mean - overall) ** 2)).sum(0) / total
+        return cls(overall, spread, sum(p.seconds for p in parts), total)
+
+    def shrunk(self, toward: Statistics, prior: float) -> Statistics:
+        """Mean and variance each weighted n / (n + prior) against `toward`'s, n being `seconds`.
+
+        A prior of 0 keeps the recording's own, infinity takes `toward`'s. A dimension without any value
+        of its own takes `toward`'s.
+        """
+        weight = 0.0 if np.isinf(prior) else self.seconds / max(self.seconds + prior, np.finfo(float).tiny)
+
+        def blend(own, other):
+            mixed = weight * np.nan_to_num(own) + (1 - weight) * np.nan_to_num(other)
+            return np.where(np.isnan(own), other, mixed if weight < 1 else own)
+
+        return Statistics(blend(self.mean, toward.mean), blend(self.variance, toward.variance), self.seconds)
+
+    def to_json(self) -> dict:
+        return {"mean": _numbers(self.mean), "variance": _numbers(self.variance), "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, table: dict) -> Statistics:
+        """Raises KeyError, TypeError or ValueError on anything `to_json` does not write."""
+        mean, variance = (np.array(table[key], np.float64) for key in ("mean", "variance"))
+        seconds = float(table["seconds"])
+        if mean.ndim != 1 or mean.shape != variance.shape or not 0 <= seconds < np.inf:
+            raise ValueError("statistics must hold two lists of equal length and a duration")
+        if np.any(variance < 0) or np.isinf(mean).any() or np.isinf(variance).any():
+            raise ValueError("statistics hold a negative or infinite value")
+        return cls(mean, variance, seconds)
+
+
+def _numbers(values: Float[np.ndarray, "f"]) -> list[float | None]:
+    return [None if np.isnan(v) else float(v) for v in values]

@@ -1,0 +1,107 @@
+"""From a config to the pieces of a run: corpus, frontend, objective, segments, and the encoder to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from absl import logging
+
+from jax_emossl import checkpoint, objectives
+from jax_emossl.checkpoint import EncoderCard
+from jax_emossl.data import corpora, label_budget
+from jax_emossl.data.batches import Segments
+from jax_emossl.data.frontend import Frontend
+from jax_emossl.data.prepared import UNLABELLED, Corpus
+from jax_emossl.errors import UserError
+from jax_emossl.model import TransformerEncoder
+from jax_emossl.objectives import Objective, Params
+
+_FRONTEND_FIELDS = {"norm_prior": "prior", "clip": "clip", "pool": "pool", "stack": "stack"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The pieces of one run; `encoder` holds the parameters it starts from, None for random ones."""
+
+    config: ml_collections.ConfigDict
+    corpus: Corpus
+    frontend: Frontend
+    objective: Objective
+    encoder: Params | None
+
+    @property
+    def arm(self) -> str:
+        """The run's name in results (see `results.ARMS`)."""
+        if self.config.objective.name != "emotion":
+            return "pretrain"
+        if self.encoder is None:
+            return "scratch"
+        return "frozen" if self.config.train.strategy == "frozen" else "pretrained"
+
+    def training_segments(self) -> Segments:
+        """The training fold's segments within the label budget, and the unlabelled stretches where asked for."""
+        if self.config.train.unlabelled:
+            folds = ["train", *([UNLABELLED] if UNLABELLED in self.corpus.folds else [])]
+            return Segments(self.corpus, folds, self.frontend)
+        subset = label_budget.choose(self.corpus.fold("train").labels, self.config.num_labels, self.config.seed)
+        return self.segments("train", subset)
+
+    def segments(self, fold: str, subset: np.ndarray | None = None) -> Segments:
+        return Segments(self.corpus, [fold], self.frontend, subset)
+
+    def card(self) -> EncoderCard:
+        return EncoderCard(self.config.model.to_dict(), self.frontend, self.corpus.name, self.corpus.emotions, self.corpus.train_recordings)
+
+
+def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None, frontend: Frontend | None = None) -> Experiment:
+    """Loads what the config names; a `corpus` or `frontend` at hand takes the place of the config's.
+
+    Raises:
+      UserError: the config contradicts itself, the corpus or the checkpoint.
+    """
+    corpus = corpus or corpora.load(config.data)
+    model = config.model
+    if min(model.width, model.layers, model.heads) < 1 or model.width % (2 * model.heads):
+        raise UserError(f"model.width is {model.width}, but must be a positive multiple of twice the {model.heads} heads.")
+    encoder = TransformerEncoder(model.width, model.layers, model.heads, config.train.dropout)
+    params = None
+    if config.init_from:
+        frontend, params = _transfer(config, corpus)
+    elif frontend is None:
+        frontend = _new_frontend(config.data, corpus)
+    objective = objectives.make(config.objective, corpus, encoder, frontend.dimension)
+    return Experiment(config, corpus, frontend, objective, params)
+
+
+def _new_frontend(data: ml_collections.ConfigDict, corpus: Corpus) -> Frontend:
+    if min(data.pool, data.stack) < 1 or data.clip <= 0 or not data.norm_prior >= 0:
+        raise UserError("data.pool and data.stack must be at least 1, data.clip above 0 and data.norm_prior 0 or more.")
+    if data.bucket_growth <= 1:
+        raise UserError(f"data.bucket_growth is {data.bucket_growth}, but must be above 1.")
+    return Frontend(corpus.features, corpus.train_statistics, data.norm_prior, data.clip, data.pool, data.stack)
+
+
+def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Frontend, Params]:
+    """The frontend and the encoder parameters of `config.init_from`, and nothing else of it."""
+    if config.init_from == "REQUIRED":
+        raise UserError("init_from is not given: name the workdir of a pretraining with --config.init_from=DIR.")
+    source = Path(config.init_from)
+    card = EncoderCard.load(source)
+    card.frontend.check_features(corpus.features, source)
+    for field, value in card.model.items():
+        if config.model.get(field) != value:
+            raise UserError(f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}.")
+    held_out = {r for fold in ("valid", "test") for r in corpus.fold(fold).recordings}
+    leaked = sorted(held_out & set(card.recordings))
+    if card.corpus == corpus.name and leaked:
+        raise UserError(f"{source} was trained on recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds.")
+    for field, attribute in _FRONTEND_FIELDS.items():
+        value = getattr(card.frontend, attribute)
+        if config.data[field] != value:
+            logging.warning("data.%s=%s is the checkpoint's; the config's %s is not used.", field, value, config.data[field])
+            config.data[field] = value
+    _, params = checkpoint.load_best_params(source)
+    return card.frontend, params["encoder"]

@@ -1,0 +1,138 @@
+"""Fine-tuning on emotion labels: an intensity per emotion, or one category per segment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from jax_emossl import metrics
+from jax_emossl.data.prepared import Corpus
+from jax_emossl.errors import UserError
+from jax_emossl.metrics import Report
+from jax_emossl.model import SegmentHead, TransformerEncoder, pool_statistics
+from jax_emossl.objectives import Batch, Outputs, Params, check_choice, regression_loss
+
+NEUTRAL = "neutral"
+
+
+def category_names(labels: Float[np.ndarray, "s e"], emotions: Sequence[str]) -> list[str]:
+    """Each segment's category: its strongest emotion, or neutral where all intensities are 0."""
+    return [emotions[row.argmax()] if row.any() else NEUTRAL for row in labels]
+
+
+def resolve_head(head: str, labels: Float[np.ndarray, "s e"]) -> str:
+    """'auto' becomes 'category' when no segment carries two emotions, else 'intensity'."""
+    check_choice("objective.head", head, ("auto", "intensity", "category"))
+    if head != "auto":
+        return head
+    return "category" if ((labels > 0).sum(1) <= 1).all() else "intensity"
+
+
+class _Model(nn.Module):
+    encoder: TransformerEncoder
+    outputs: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, features, num_frames, deterministic):
+        outputs = self.encoder(features, num_frames, None, deterministic)
+        return SegmentHead(self.outputs, self.dropout, name="head")(outputs, num_frames, deterministic)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Emotion:
+    """What both heads share; see `objectives.Objective`."""
+
+    encoder: TransformerEncoder
+    emotions: tuple[str, ...]
+    classes: tuple[str, ...]
+    dropout: float
+    loss_name: str
+    selection: str
+
+    @property
+    def _model(self) -> _Model:
+        return _Model(self.encoder, len(self.classes), self.dropout)
+
+    def init(self, key: jax.Array, batch: Batch, encoder: Params | None = None) -> Params:
+        params = self._model.init(key, batch["features"][:1], batch["num_frames"][:1], True)["params"]
+        encoder = params["encoder"] if encoder is None else encoder
+        outputs = self.encoder.apply({"params": encoder}, batch["features"], batch["num_frames"])
+        pooled = pool_statistics(outputs, batch["num_frames"])
+        head = {**params["head"], "location": pooled.mean(0), "scale": pooled.std(0) + 1e-3}
+        return {"encoder": encoder, "head": head}
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
+        scores = self._model.apply({"params": params}, batch["features"], batch["num_frames"], False, rngs={"dropout": key})
+        weight = batch["weight"]
+        return jnp.sum(weight * self._row_loss(scores, batch["labels"])), weight.sum(), {}
+
+    def predict(self, params: Params, batch: Batch) -> Outputs:
+        return {"scores": self._model.apply({"params": params}, batch["features"], batch["num_frames"], True)}
+
+    def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
+        raise NotImplementedError
+
+
+class Intensity(_Emotion):
+    """Regression to an intensity in [0, 3] per emotion, several at once: the seed paper's setting."""
+
+    def _row_loss(self, scores, labels):
+        return regression_loss(self.loss_name, scores, labels).mean(-1)
+
+    def calibrate(self, outputs: Outputs, labels: np.ndarray) -> list[float | None]:
+        """Presence thresholds per emotion."""
+        return metrics.choose_thresholds(outputs["scores"], labels)
+
+    def metrics(self, outputs: Outputs, labels: np.ndarray, calibration: list[float | None]) -> Report:
+        return metrics.intensity_report(outputs["scores"], labels, self.emotions, calibration)
+
+    def constant(self, outputs: Outputs, labels: np.ndarray, train_labels: np.ndarray) -> Report:
+        return metrics.constant_intensity_report(labels, train_labels, self.emotions)
+
+
+class Category(_Emotion):
+    """Softmax over the classes of the training fold; neutral is the segment without any emotion."""
+
+    def _position(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, "s"]:
+        place = {name: i for i, name in enumerate(self.classes)}
+        return np.array([place.get(name, metrics.UNSEEN) for name in category_names(labels, self.emotions)], int)
+
+    def _row_loss(self, scores, labels):
+        columns = jnp.array([self.classes.index(e) if e in self.classes else 0 for e in self.emotions])
+        neutral = self.classes.index(NEUTRAL) if NEUTRAL in self.classes else 0
+        target = jnp.where(labels.any(-1), columns[labels.argmax(-1)], neutral)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, target)
+
+    def calibrate(self, outputs: Outputs, labels: np.ndarray) -> None:
+        return None
+
+    def metrics(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
+        return metrics.category_report(outputs["scores"], self._position(labels), self.classes)
+
+    def constant(self, outputs: Outputs, labels: np.ndarray, train_labels: np.ndarray) -> Report:
+        return metrics.constant_category_report(self._position(labels), self._position(train_labels), self.classes)
+
+
+def make(config, corpus: Corpus, encoder: TransformerEncoder, dimension: int) -> Intensity | Category:
+    """The objective of `config.objective`, its classes those of the training fold."""
+    labels = corpus.fold("train").labels
+    head = resolve_head(config.head, labels)
+    loss = check_choice("objective.loss", config.loss, ("l1", "l2", "huber"))
+    metric = config.selection or {"category": "uar", "intensity": "mae"}[head]
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"objective.dropout is {config.dropout}: give a share in [0, 1).")
+    if head == "intensity":
+        check_choice("objective.selection", metric, ("mae", "accuracy4", "mae_positive", "concordance", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc"))
+        return Intensity(encoder, corpus.emotions, corpus.emotions, config.dropout, loss, metric)
+    check_choice("objective.selection", metric, ("uar", "f1_macro", "accuracy"))
+    present = set(category_names(labels, corpus.emotions))
+    classes = tuple(name for name in (NEUTRAL, *corpus.emotions) if name in present)
+    return Category(encoder, corpus.emotions, classes, config.dropout, loss, metric)

@@ -1,0 +1,117 @@
+"""Pretraining: reconstruct randomly masked timesteps of the encoded features.
+
+After Nimitsurachat & Washington 2023 (arXiv 2307.12343); spans as in Mockingjay (Liu et al. 2020).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_emossl.data.prepared import Corpus
+from jax_emossl.errors import UserError
+from jax_emossl.metrics import Report
+from jax_emossl.model import Reconstruction, TransformerEncoder, valid_steps
+from jax_emossl.objectives import Batch, Outputs, Params, check_choice, regression_loss
+
+
+def span_mask(key: jax.Array, num_frames: Int[Array, ""], length: int, ratio: float, span: int) -> Bool[Array, "t"]:
+    """Masks about `ratio` of one row's valid steps, in spans of `span` steps.
+
+    The row is cut into spans at a random phase and a random choice of them is masked, so that neighbouring
+    ones may merge. Of two steps or more at least one stays visible; a row shorter than two spans has spans
+    of half its length. At least one step is masked.
+    """
+    phase_key, choice_key, count_key = jax.random.split(key, 3)
+    span = jnp.clip(num_frames // 2, 1, span)
+    phase = jax.random.randint(phase_key, (), 0, span)
+    block = (jnp.arange(length) + phase) // span
+    blocks = (num_frames - 1 + phase) // span + 1
+    count = jnp.floor(ratio * blocks + jax.random.uniform(count_key))
+    count = jnp.maximum(1, jnp.minimum(count, blocks - 1))
+    score = jax.random.uniform(choice_key, (length + 1,))
+    score = jnp.where(jnp.arange(length + 1) < blocks, score, 2.0)
+    rank = jnp.argsort(jnp.argsort(score))
+    return (rank[block] < count) & (jnp.arange(length) < num_frames)
+
+
+class _Model(nn.Module):
+    encoder: TransformerEncoder
+    dimension: int
+
+    @nn.compact
+    def __call__(self, features, num_frames, masked, deterministic):
+        outputs = self.encoder(features, num_frames, masked, deterministic)
+        return Reconstruction(name="head")(outputs, self.dimension)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedTimesteps:
+    """See `objectives.Objective`; the loss is taken on masked valid steps only."""
+
+    encoder: TransformerEncoder
+    dimension: int
+    ratio: float
+    span: int
+    loss_name: str
+    selection: str = "loss"
+
+    @property
+    def _model(self) -> _Model:
+        return _Model(self.encoder, self.dimension)
+
+    def init(self, key: jax.Array, batch: Batch, encoder: Params | None = None) -> Params:
+        params = self._model.init(key, batch["features"][:1], batch["num_frames"][:1], None, True)["params"]
+        return params if encoder is None else {**params, "encoder": encoder}
+
+    def _sums(self, params: Params, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> tuple[Float[Array, "b"], ...]:
+        """Per row: summed loss over masked steps, the same for a prediction of 0 (the mean), and their number."""
+        features, num_frames = batch["features"], batch["num_frames"]
+        length = features.shape[1]
+        masked = jax.vmap(lambda k, n: span_mask(k, n, length, self.ratio, self.span))(keys, num_frames)
+        rngs = None if dropout is None else {"dropout": dropout}
+        predicted = self._model.apply({"params": params}, features, num_frames, masked, dropout is None, rngs=rngs)
+        counted = masked & valid_steps(num_frames, length)
+
+        def total(guess):
+            per_step = regression_loss(self.loss_name, guess, features).mean(-1)
+            return jnp.sum(jnp.where(counted, per_step, 0.0), 1)
+
+        return total(predicted), total(jnp.zeros_like(features)), counted.sum(1).astype(jnp.float32)
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
+        mask_key, dropout = jax.random.split(key)
+        keys = jax.random.split(mask_key, len(batch["num_frames"]))
+        total, constant, count = (jnp.sum(batch["weight"] * x) for x in self._sums(params, batch, keys, dropout))
+        return total, count, {"loss_of_constant": constant}
+
+    def predict(self, params: Params, batch: Batch) -> Outputs:
+        # The mask of a segment depends on the segment alone, so that steps are compared on equal terms.
+        keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(0), s))(batch["segment"])
+        total, constant, count = self._sums(params, batch, keys, None)
+        return {"loss": total, "loss_of_constant": constant, "masked_steps": count}
+
+    def calibrate(self, outputs: Outputs, labels: np.ndarray) -> None:
+        return None
+
+    def metrics(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
+        return {"loss": float(outputs["loss"].sum() / outputs["masked_steps"].sum())}, {}
+
+    def constant(self, outputs: Outputs, labels: np.ndarray, train_labels: np.ndarray) -> Report:
+        """Reconstructs every masked step as the mean."""
+        return {"loss": float(outputs["loss_of_constant"].sum() / outputs["masked_steps"].sum())}, {}
+
+
+def make(config, corpus: Corpus, encoder: TransformerEncoder, dimension: int) -> MaskedTimesteps:
+    """The objective of `config.objective`."""
+    if not 0 < config.ratio < 1:
+        raise UserError(f"objective.ratio is {config.ratio}: give a share of masked steps between 0 and 1.")
+    if config.span < 1:
+        raise UserError(f"objective.span is {config.span}: give at least 1 step.")
+    loss = check_choice("objective.loss", config.loss, ("l1", "l2", "huber"))
+    return MaskedTimesteps(encoder, dimension, config.ratio, config.span, loss)

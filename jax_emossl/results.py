@@ -1,0 +1,103 @@
+"""`results.json`, the one form in which every run leaves its numbers, and their table for people.
+
+    {"runs": [row, ...], "config": {...}, "version": "0.1.0"}
+
+One row per run and evaluated fold; README documents its fields.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from jax_emossl import __version__
+from jax_emossl.data.prepared import Corpus
+from jax_emossl.errors import UserError
+from jax_emossl.metrics import Report
+
+RESULTS_FILE = "results.json"
+ARMS = ("pretrain", "pretrained", "frozen", "scratch", "constant", "functionals")
+_COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
+
+
+def row(
+    corpus: Corpus, arm: str, num_labels: int, seed: int, fold: str, step: int | None, selection: dict | None, report: Report
+) -> dict:
+    """One row; `selection` is {"fold", "metric", "value"} or, for the constant predictor, None."""
+    values, undefined = report
+    return {
+        "corpus": corpus.name,
+        "synthetic": corpus.synthetic,
+        "arm": arm,
+        "num_labels": num_labels,
+        "seed": seed,
+        "fold": fold,
+        "step": step,
+        "selection": selection,
+        "metrics": values,
+        "undefined": undefined,
+    }
+
+
+def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -> None:
+    """Writes results.json whole or not at all."""
+    table = {"runs": list(rows), "config": plain(config), "version": __version__}
+    scratch = path.with_suffix(".partial")
+    scratch.write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def read(path: Path) -> dict:
+    """Reads results.json.
+
+    Raises:
+      UserError: the file is missing or not of the documented form.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        sound = all(isinstance(r["metrics"], dict) and r["arm"] in ARMS and isinstance(r["fold"], str) for r in table["runs"])
+        sound = sound and isinstance(table["config"], dict) and isinstance(table["version"], str)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as results ({type(error).__name__}): run the experiment anew.") from error
+    if not sound:
+        raise UserError(f"{path} is not of the form that README documents: run the experiment anew.")
+    return table
+
+
+def plain(config: ml_collections.ConfigDict) -> dict:
+    """The config as JSON; an infinite prior becomes text, which JSON can hold."""
+
+    def convert(value):
+        if isinstance(value, dict):
+            return {k: convert(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [convert(v) for v in value]
+        return str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
+
+    return convert(config.to_dict())
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Rows as aligned text, one line each, with the metrics they share."""
+    columns = [c for c in _COLUMNS if any(r["metrics"].get(c) is not None for r in rows)]
+    lines = [["arm", "labels", "seed", "fold", "step", *columns]]
+    for r in rows:
+        numbers = [r["metrics"].get(c) for c in columns]
+        lines.append(
+            [r["arm"], str(r["num_labels"]), str(r["seed"]), r["fold"], "-" if r["step"] is None else str(r["step"])]
+            + ["-" if n is None else f"{n:.3f}" for n in numbers]
+        )
+    return align(lines)
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first flush left, the others flush right."""
+    width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, width, strict=True))).rstrip()
+        for line in lines
+    )

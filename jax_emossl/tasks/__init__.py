@@ -1,0 +1,1 @@
+"""What `main` can do: one file per task, each with `run(config, workdir)`, found by `config.task`."""
