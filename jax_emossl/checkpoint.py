@@ -31,7 +31,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, metric: str):
         self._sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
         policy = AnyPreservationPolicy([LatestN(_LATEST), BestN(get_metric_fn=_score, n=1)])
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
     def save(self, step: int, params: Any, opt_state: Any, progress: dict) -> None:

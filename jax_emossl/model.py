@@ -58,16 +58,15 @@ class Attention(nn.Module):
     """Multi-head self-attention over valid steps."""
 
     heads: int
-    dropout: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool) -> Float[Array, "b t w"]:
+    def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
         batch, length, width = x.shape
         qkv = Dense(3 * width, name="qkv")(x).reshape(batch, length, 3, self.heads, width // self.heads)
         query, key, value = rotate(qkv[:, :, 0]), rotate(qkv[:, :, 1]), qkv[:, :, 2]
         score = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(query.shape[-1])
         score = jnp.where(valid[:, None, None, :], score, _MASKED_SCORE)
-        weight = Dropout(self.dropout)(jax.nn.softmax(score), deterministic)
+        weight = jax.nn.softmax(score)
         mixed = jnp.einsum("bhqs,bshk->bqhk", weight, value).reshape(batch, length, width)
         return Dense(width, name="out")(mixed)
 
@@ -81,7 +80,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool) -> Float[Array, "b t w"]:
         drop = Dropout(self.dropout)
-        x = x + drop(Attention(self.heads, self.dropout)(nn.LayerNorm()(x), valid, deterministic), deterministic)
+        x = x + drop(Attention(self.heads)(nn.LayerNorm()(x), valid), deterministic)
         hidden = nn.gelu(Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
         return x + drop(Dense(x.shape[-1])(hidden), deterministic)
 

@@ -57,10 +57,15 @@ def evaluate(experiment: Experiment, fitted: Fitted, fold: str, num_labels: int)
 
 def summary(experiment: Experiment, rows: list[dict], valid: Segments) -> str:
     """The table of a run, with what a reader must know to judge it."""
+    return f"{context(experiment, valid)}\n{results.table(rows)}"
+
+
+def context(experiment: Experiment, valid: Segments) -> str:
+    """Corpus, validation fold and normalisation, in words."""
     synthetic = " (SYNTHETIC)" if experiment.corpus.synthetic else ""
     prior = experiment.frontend.prior
-    transductive = "" if prior == float("inf") else f"; features normalised with each recording's own frames (transductive, prior {prior:g} s)"
+    own = "" if prior == float("inf") else f"\nFeatures are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
     return (
-        f"corpus {experiment.corpus.name}{synthetic}; steps and thresholds chosen on the validation fold of {len(valid)} segments "
-        f"from {len(set(valid.recordings))} recordings{transductive}\n{results.table(rows)}"
+        f"Corpus {experiment.corpus.name}{synthetic}. Steps and thresholds are chosen on the validation fold: "
+        f"{len(valid)} segments of {len(set(valid.recordings))} recordings.{own}"
     )

@@ -33,6 +33,9 @@ _FOLDS = {"train": 72, "valid": 24, "test": 24}
 _SEGMENTS = 6  # labelled segments per recording
 _RATE = 100  # frames per second
 _OSCILLATIONS = 6
+_MEMORY = 0.6  # s for which an oscillation keeps its phase
+_SPILL = 0.2  # size of the effects on the other oscillations
+_EFFECT = 1.2  # of a full intensity on its oscillation, on the logarithm of tempo and memory
 # Shares of segments with each emotion and their correlations, roughly CMU-MOSEI's.
 _PREVALENCE = np.array([0.52, 0.26, 0.22, 0.11, 0.18, 0.09])
 _CORRELATION = np.array(
@@ -69,7 +72,7 @@ def generate(folder: Path, folds: dict[str, int] = _FOLDS, seed: int = _SEED) ->
     world = np.random.default_rng(seed)
     ids = {fold: [f"demo_{fold}_{i:03d}" for i in range(number)] for fold, number in folds.items()}
     mixing = world.normal(size=(_OSCILLATIONS, len(COVAREP_DIMENSIONS))) * (world.random((_OSCILLATIONS, len(COVAREP_DIMENSIONS))) < 0.5)
-    effects = world.normal(size=(2, len(EMOTIONS), _OSCILLATIONS))
+    effects = world.normal(0, _SPILL, size=(2, len(EMOTIONS), _OSCILLATIONS)) + np.stack([np.eye(len(EMOTIONS), _OSCILLATIONS, k) for k in (0, 1)])
     recordings = [
         (recording, *_recording(np.random.default_rng((seed, i)), mixing, effects))
         for i, recording in enumerate(r for members in ids.values() for r in members)
@@ -111,9 +114,9 @@ def _recording(rng: np.random.Generator, mixing, effects) -> Iterator[np.ndarray
 
 def _oscillations(rng: np.random.Generator, length: int, intensity, own_tempo, effects) -> Float[np.ndarray, "n k"]:
     """Noise-driven oscillators of unit variance: emotion sets their tempo (Hz) and how long they keep it (s)."""
-    shift = np.clip(intensity / 3, 0, 1) @ effects.transpose(1, 0, 2).reshape(len(EMOTIONS), -1)
-    tempo = np.geomspace(0.8, 3.0, _OSCILLATIONS) * np.exp(own_tempo + 0.6 * shift[:_OSCILLATIONS])
-    memory = 0.5 * np.exp(0.6 * shift[_OSCILLATIONS:])
+    shift = np.sqrt(intensity / 3) @ effects.transpose(1, 0, 2).reshape(len(EMOTIONS), -1)
+    tempo = np.geomspace(0.8, 3.0, _OSCILLATIONS) * np.exp(own_tempo + _EFFECT * shift[:_OSCILLATIONS])
+    memory = _MEMORY * np.exp(_EFFECT * shift[_OSCILLATIONS:])
     decay = np.exp(-1 / (_RATE * np.clip(memory, 0.1, 3.0)))
     pole = decay * np.exp(2j * np.pi * np.clip(tempo, 0.3, 8.0) / _RATE)
     noise = rng.normal(size=(2, length, _OSCILLATIONS)).T @ np.array([1, 1j])
