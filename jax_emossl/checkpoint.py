@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jax_emossl import metrics
@@ -18,52 +23,172 @@ from jax_emossl.data.frontend import Frontend
 from jax_emossl.errors import UserError
 
 FOLDER = "checkpoints"
+DAMAGED_FOLDER = "damaged"
 ENCODER_FILE = "encoder.json"
 _LATEST = 2
 
 
-class Checkpoints:
-    """The latest two checkpoints of a run and the best by its selection metric.
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """All that a run needs to go on after `step` as if nothing had happened.
 
-    Each holds the parameters, the optimiser's state, and `progress`: what the loop has decided so far, as JSON.
+    Attributes:
+      step: steps done.
+      params: parameters after them.
+      opt_state: the optimiser's state.
+      best: parameters of the best step so far by validation.
+      progress: what the loop has decided and not yet logged, as JSON.
     """
+
+    step: int
+    params: Any = None
+    opt_state: Any = None
+    best: Any = None
+    progress: dict = dataclasses.field(default_factory=dict)
+
+
+def digest(tree: Any) -> dict[str, str]:
+    """SHA-256 of every array of a tree, under its path: flipped bytes may otherwise decode quietly."""
+    sums = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.ascontiguousarray(leaf)
+        content = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+        content.update(array.tobytes())
+        sums[jax.tree_util.keystr(path)] = content.hexdigest()
+    return sums
+
+
+class Checkpoints:
+    """The latest two checkpoints of a run and the best by its selection metric, each whole or absent."""
 
     def __init__(self, workdir: Path, metric: str):
         self._sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
-        policy = AnyPreservationPolicy([LatestN(_LATEST), BestN(get_metric_fn=_score, n=1)])
-        options = ocp.CheckpointManagerOptions(best_fn=_score, preservation_policy=policy, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+        self._workdir = workdir
+        self._manager = _manager(workdir, read_only=False)
 
-    def save(self, step: int, params: Any, opt_state: Any, progress: dict) -> None:
-        """Starts saving in the background; a checkpoint appears whole or not at all."""
-        # The next step reuses (donates) these buffers while the save is still reading.
-        params, opt_state = jax.tree.map(jnp.copy, (params, opt_state))
-        args = ocp.args.Composite(
-            params=ocp.args.StandardSave(params), opt_state=ocp.args.StandardSave(opt_state), progress=ocp.args.JsonSave(progress)
+    def save(self, snapshot: Snapshot, value: float | None) -> None:
+        """Starts saving in the background; `value` is the selection metric, None where the step was not evaluated."""
+        # The next step reuses (donates) the loop's buffers while the save is still reading.
+        state = jax.tree.map(jnp.copy, _state(snapshot))
+        score = None if value is None else {"score": self._sign * value}
+        with _storage(self._workdir):
+            self._manager.save(snapshot.step, args=_save_args(state, snapshot.progress), metrics=score, force=True)
+
+    def latest(self, like: Snapshot) -> Snapshot | None:
+        """The newest checkpoint that is intact, shaped like `like`; damaged newer ones are set aside with a warning.
+
+        Raises:
+          UserError: there are checkpoints, but all are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            snapshot = _restore_intact(self._manager, step, _state(like))
+            if snapshot:
+                return snapshot
+            self._set_aside(step)
+        if steps:
+            raise UserError(f"All checkpoints in {self._workdir / FOLDER} are damaged: start anew in another --workdir.")
+        return None
+
+    def newest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def _set_aside(self, step: int) -> None:
+        folder = self._workdir / DAMAGED_FOLDER
+        logging.warning(
+            "The checkpoint of step %d in %s is damaged; it is moved to %s and the one before it is used.", step, self._workdir, folder
         )
-        self._manager.save(step, args=args, metrics={"score": self._sign * progress["value"]})
-
-    def latest(self, params: Any, opt_state: Any) -> tuple[int, Any, Any, dict] | None:
-        """Step, parameters, optimiser state and progress of the newest checkpoint, shaped like the arguments."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params), opt_state=ocp.args.StandardRestore(opt_state), progress=ocp.args.JsonRestore()
-            ),
-        )
-        return step, restored.params, restored.opt_state, restored.progress
-
-    def params(self, step: int, params: Any) -> Any:
-        """Parameters of the checkpoint at `step`, shaped like `params`."""
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(params))).params
+        self._manager.close()
+        folder.mkdir(exist_ok=True)
+        os.replace(self._workdir / FOLDER / str(step), folder / f"{step}-{os.getpid()}")
+        self._manager = _manager(self._workdir, read_only=False)
 
     def close(self) -> None:
         """Waits for saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with _storage(self._workdir):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _storage(workdir: Path) -> Iterator[None]:
+    """A disk that is full or gone is one sentence; what was saved before stays."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"A checkpoint in {workdir} cannot be saved ({detail}): free some space and run the same command again.") from error
+
+
+def _manager(workdir: Path, read_only: bool) -> ocp.CheckpointManager:
+    best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        best_fn=_score,
+        preservation_policy=AnyPreservationPolicy([LatestN(_LATEST), best]),
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+    )
+    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+
+
+def _score(saved_metrics: dict) -> float:
+    """The selection metric, signed so that more is better."""
+    return saved_metrics["score"]
+
+
+def _state(snapshot: Snapshot) -> dict[str, Any]:
+    return {"params": snapshot.params, "opt_state": snapshot.opt_state, "best": snapshot.best}
+
+
+def _save_args(state: dict[str, Any], progress: dict) -> ocp.args.Composite:
+    items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
+    return ocp.args.Composite(**items, progress=ocp.args.JsonSave(progress), sha256=ocp.args.JsonSave(digest(state)))
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+    """Arrays (all, or those in `like`) and progress of a checkpoint.
+
+    Raises:
+      Exception: the checkpoint is damaged; Orbax, TensorStore and JSON each have their own errors.
+      ValueError: it decodes, but not to what was saved.
+    """
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+    args = ocp.args.Composite(**items, progress=ocp.args.JsonRestore(), sha256=ocp.args.JsonRestore())
+    restored = manager.restore(step, args=args)
+    state = {name: restored[name] for name in like}
+    sums = digest(state)
+    if any(restored.sha256.get(path) != sum_ for path, sum_ in sums.items()):
+        raise ValueError("SHA-256 sums differ")
+    return state, restored.progress
+
+
+def _restore_intact(manager: ocp.CheckpointManager, step: int, like: dict[str, Any]) -> Snapshot | None:
+    try:
+        state, progress = _restore(manager, step, like)
+    except Exception as error:  # whatever it is, this checkpoint cannot be used
+        logging.warning("Checkpoint %d: %s", step, " ".join(str(error).split())[:200])
+        return None
+    return Snapshot(step, **state, progress=progress)
+
+
+def load_best_params(workdir: Path) -> tuple[int, dict]:
+    """Step and parameters (NumPy) of the best step of the run in `workdir`, from its newest intact checkpoint.
+
+    Raises:
+      UserError: the run has no intact checkpoint that has been evaluated.
+    """
+    if not (workdir / FOLDER).is_dir():
+        raise UserError(f"{workdir} holds no checkpoint: give the workdir of a finished run.")
+    manager = _manager(workdir, read_only=True)
+    try:
+        for step in sorted(manager.all_steps(), reverse=True):
+            snapshot = _restore_intact(manager, step, {"best": None})
+            if snapshot and snapshot.progress["best_step"] is not None:
+                return snapshot.progress["best_step"], jax.tree.map(np.asarray, snapshot.best)
+    finally:
+        manager.close()
+    raise UserError(f"{workdir} holds no complete checkpoint: run its training first.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,22 +236,3 @@ class EncoderCard:
             )
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(f"{file} is damaged ({type(error).__name__}: {' '.join(str(error).split())}): pretrain anew.") from error
-
-
-def load_best_params(workdir: Path) -> tuple[int, dict]:
-    """Step and parameters (NumPy) of the best checkpoint of the run in `workdir`."""
-    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_score)
-    manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
-    try:
-        step = manager.best_step()
-        if step is None:
-            raise UserError(f"{workdir} holds no complete checkpoint: run its training first.")
-        params = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore())).params
-        return step, jax.tree.map(np.asarray, params)
-    finally:
-        manager.close()
-
-
-def _score(saved_metrics: dict) -> float:
-    """The selection metric, signed so that more is better."""
-    return saved_metrics["score"]

@@ -93,11 +93,15 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
     card.frontend.check_features(corpus.features, source)
     for field, value in card.model.items():
         if config.model.get(field) != value:
-            raise UserError(f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}.")
+            raise UserError(
+                f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}."
+            )
     held_out = {r for fold in ("valid", "test") for r in corpus.fold(fold).recordings}
     leaked = sorted(held_out & set(card.recordings))
     if card.corpus == corpus.name and leaked:
-        raise UserError(f"{source} was trained on recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds.")
+        raise UserError(
+            f"{source} was trained on recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds."
+        )
     for field, attribute in _FRONTEND_FIELDS.items():
         value = getattr(card.frontend, attribute)
         if config.data[field] != value:

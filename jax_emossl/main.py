@@ -9,7 +9,8 @@ Examples:
 
 The name after the colon is the corpus: demo (synthetic, the default), nemo, mosei. Any field of the config
 can be set with --config.FIELD=VALUE; configs/default.py lists the fields with their meaning.
-A run started again in the same workdir goes on where it stopped.
+A run started again in the same workdir goes on where it stopped. Exit codes: 0 done, 2 a mistake in the
+input (one sentence says which), 75 stopped by SIGTERM or SIGINT with everything saved: run the command again.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jax_emossl import tasks
+from jax_emossl import preemption, tasks
 from jax_emossl import workdir as workdirs
 from jax_emossl.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with the corpus after a colon: configs/pretrain.py:nemo.")
+_INSIST = flags.DEFINE_bool("insist", False, "Go on in a workdir although its config differs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config>-<time> if not given.")
 
 
@@ -42,7 +44,8 @@ def run(argv: Sequence[str]) -> None:
     if config.task not in names:
         raise UserError(f"task is '{config.task}': choose one of {', '.join(names)}.")
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default(flags.FLAGS["config"].config_filename)
-    workdirs.enter(workdir, config)
+    workdirs.enter(workdir, config, _INSIST.value)
+    preemption.install()
     print(f"{config.task} in {workdir}", flush=True)
     importlib.import_module(f"{tasks.__name__}.{config.task}").run(config, workdir)
     print(f"Results: {workdir / 'results.json'}")
@@ -74,6 +77,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except preemption.Preempted:
+        print("Stopped on request, with everything saved: run the same command again to go on.", file=sys.stderr)
+        sys.exit(preemption.EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def four_class(intensity: Float[np.ndarray, "*s"]) -> Int[np.ndarray, "*s"]:
     return np.floor(np.clip(intensity, 0, MAX_INTENSITY) + 0.5).astype(int)
 
 
-def concordance(predicted: Float[np.ndarray, "s"], true: Float[np.ndarray, "s"]) -> float | None:
+def concordance(predicted: Float[np.ndarray, s], true: Float[np.ndarray, s]) -> float | None:
     """Lin's concordance correlation coefficient (Lin 1989, Biometrics 45); None where both are one constant."""
     predicted, true = predicted.astype(np.float64), true.astype(np.float64)
     denominator = predicted.var() + true.var() + (predicted.mean() - true.mean()) ** 2
@@ -119,7 +119,7 @@ def _emotion_report(score, predicted, label, threshold) -> Report:
     if not one_class:
         row["auroc"] = float(sklearn_metrics.roc_auc_score(present, score))
     if threshold is None:
-        reasons |= {name: "the validation fold gives no threshold" for name in ("balanced_accuracy", "f1_weighted", "f1_macro")}
+        reasons |= dict.fromkeys(("balanced_accuracy", "f1_weighted", "f1_macro"), "the validation fold gives no threshold")
     else:
         called = score >= threshold
         if not one_class:
@@ -160,12 +160,12 @@ def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Fl
     return _over_emotions(per_emotion, labels, undefined)
 
 
-def _constant_report(label: Float[np.ndarray, "s"], constant: float, always: bool) -> Report:
+def _constant_report(label: Float[np.ndarray, s], constant: float, always: bool) -> Report:
     score = np.full(len(label), float(constant))
     return _emotion_report(score, score, label, threshold=-1.0 if always else MAX_INTENSITY + 1.0)
 
 
-def category_report(scores: Float[np.ndarray, "s c"], target: Int[np.ndarray, "s"], classes: Sequence[str]) -> Report:
+def category_report(scores: Float[np.ndarray, "s c"], target: Int[np.ndarray, s], classes: Sequence[str]) -> Report:
     """Metrics of predicted categories.
 
     Args:
@@ -200,7 +200,7 @@ def category_report(scores: Float[np.ndarray, "s c"], target: Int[np.ndarray, "s
     return report, undefined
 
 
-def constant_category_report(target: Int[np.ndarray, "s"], train_target: Int[np.ndarray, "n"], classes: Sequence[str]) -> Report:
+def constant_category_report(target: Int[np.ndarray, s], train_target: Int[np.ndarray, n], classes: Sequence[str]) -> Report:
     """What always answering the training fold's commonest class reaches: the best constant for all metrics."""
     commonest = np.bincount(train_target, minlength=len(classes)).argmax()
     return category_report(np.tile(np.eye(len(classes))[commonest], (len(target), 1)), target, classes)

@@ -8,13 +8,12 @@ One row per run and evaluated fold; README documents its fields.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
 
-from jax_emossl import __version__
+from jax_emossl import __version__, workdir
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
@@ -24,9 +23,7 @@ ARMS = ("pretrain", "pretrained", "frozen", "scratch", "constant", "functionals"
 _COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
 
 
-def row(
-    corpus: Corpus, arm: str, num_labels: int, seed: int, fold: str, step: int | None, selection: dict | None, report: Report
-) -> dict:
+def row(corpus: Corpus, arm: str, num_labels: int, seed: int, fold: str, step: int | None, selection: dict | None, report: Report) -> dict:
     """One row; `selection` is {"fold", "metric", "value"} or, for the constant predictor, None."""
     values, undefined = report
     return {
@@ -45,10 +42,8 @@ def row(
 
 def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -> None:
     """Writes results.json whole or not at all."""
-    table = {"runs": list(rows), "config": plain(config), "version": __version__}
-    scratch = path.with_suffix(".partial")
-    scratch.write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(scratch, path)
+    table = {"runs": list(rows), "config": workdir.plain(config), "version": __version__}
+    workdir.write_atomically(path, json.dumps(table, indent=1, allow_nan=False))
 
 
 def read(path: Path) -> dict:
@@ -66,19 +61,6 @@ def read(path: Path) -> dict:
     if not sound:
         raise UserError(f"{path} is not of the form that README documents: run the experiment anew.")
     return table
-
-
-def plain(config: ml_collections.ConfigDict) -> dict:
-    """The config as JSON; an infinite prior becomes text, which JSON can hold."""
-
-    def convert(value):
-        if isinstance(value, dict):
-            return {k: convert(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [convert(v) for v in value]
-        return str(value) if isinstance(value, float) and value in (float("inf"), float("-inf")) else value
-
-    return convert(config.to_dict())
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
 from tqdm import tqdm
 
-from jax_emossl import mesh, metrics
-from jax_emossl.checkpoint import Checkpoints
+from jax_emossl import mesh, metrics, preemption
+from jax_emossl.checkpoint import Checkpoints, Snapshot
 from jax_emossl.data.batches import Segments, in_memory
 from jax_emossl.data.indices import Sampler
 from jax_emossl.data.pipeline import tf_data
@@ -25,6 +26,7 @@ from jax_emossl.optimizer import Optimizer, Rates
 from jax_emossl.predict import predict
 
 _INIT_SEGMENTS = 256  # training segments shown to an objective's initialisation
+_NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "stale": 0, "unlogged": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, params:
 
     gradients, (total, count, scalars) = jax.grad(mean_loss, has_aux=True)(params)
     params, opt_state = optimizer.apply(gradients, opt_state, params, rates, step)
-    return params, opt_state, {"loss": total, **scalars, "count": count}
+    return params, opt_state, {"loss": total, **scalars, "count": count, "gradient_norm": optax.global_norm(gradients)}
 
 
 def fit(
@@ -78,6 +80,7 @@ def fit(
 
     Raises:
       UserError: the batch does not fit the devices, or training diverged.
+      Preempted: a signal asked to stop; the step is saved where there are checkpoints.
     """
     settings = config.train
     mesh.check_batch_size(settings.batch_size)
@@ -86,35 +89,41 @@ def fit(
     growth = config.data.bucket_growth
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = _initial(objective, init_key, background or train, growth, encoder)
-    opt_state = jax.jit(optimizer.transformation().init)(params)
-
-    step, progress, best = 0, {"value": None, "best_step": None, "best_value": None, "stale": 0}, None
-    if checkpoints and (latest := checkpoints.latest(params, opt_state)):
-        step, params, opt_state, progress = latest
-        best = params if progress["best_step"] == step else checkpoints.params(progress["best_step"], params)
+    opt_state = mesh.replicate(jax.jit(optimizer.transformation().init)(params))
+    now = Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), _NO_PROGRESS)
+    if checkpoints:
+        now = checkpoints.latest(now) or now
+    step, params, opt_state, best, progress = now.step, now.params, now.opt_state, now.best, now.progress
     log = scalars(step) if scalars else None
 
     sampler = Sampler(train.lengths, settings.batch_size, settings.crop, growth)
     loaders = {"memory": in_memory, "tf.data": tf_data}
     load = loaders[check_choice("data.loader", config.data.loader, tuple(loaders))]
-    done = _finished(progress, step, settings)
-    batches = iter(()) if done else load(train, sampler, config.seed, step, settings.steps, mesh.process())
-    sums: list[dict] = []
+    stop = settings.steps if not _stale(progress, settings) else step
+    batches = load(train, sampler, config.seed, step, stop, mesh.process()) if step < stop else ()
+    running: list[dict] = []  # sums still on the device
     with tqdm(total=settings.steps, initial=step, desc=description, unit="step", leave=False, disable=None) as bar:
         for batch in batches:
-            params, opt_state, sum_ = train_step(
+            params, opt_state, sums = train_step(
                 objective, optimizer, rates, params, opt_state, jnp.int32(step), mesh.shard(batch), step_key
             )
-            sums.append(sum_)
+            running.append(sums)
             step += 1
             bar.update()
-            if step % settings.log_every == 0 or step == settings.steps:
-                means = _means(sums, step)
-                sums = []
+            last = step == settings.steps
+            evaluated = last or step % settings.eval_every == 0
+            logged = last or step % settings.log_every == 0
+            preempted = preemption.requested()
+            if evaluated or logged or preempted:
+                progress = {**progress, "unlogged": progress["unlogged"] + _fetch(running, step, checkpoints)}
+                running = []
+            if logged:
+                means = _means(progress["unlogged"])
+                progress = {**progress, "unlogged": []}
                 bar.set_postfix(loss=f"{means['loss']:.4f}")
                 if log:
                     log.write(step, {f"train/{name}": value for name, value in means.items()})
-            if step % settings.eval_every == 0 or step == settings.steps:
+            if evaluated:
                 outputs = predict(objective, params, valid, settings.batch_size, growth)
                 report, _ = objective.metrics(outputs, valid.labels, objective.calibrate(outputs, valid.labels))
                 progress = _judge(progress, objective.selection, report, step)
@@ -122,10 +131,12 @@ def fit(
                     best = jax.tree.map(jnp.copy, params)
                 if log:
                     log.write(step, {f"valid/{n}": v for n, v in report.items() if isinstance(v, float)})
-                if checkpoints:
-                    checkpoints.save(step, params, opt_state, progress)
-                if _finished(progress, step, settings):
-                    break
+            if checkpoints and (evaluated or preempted):
+                checkpoints.save(Snapshot(step, params, opt_state, best, progress), progress["value"] if evaluated else None)
+            if preempted:
+                raise preemption.Preempted
+            if evaluated and _stale(progress, settings):
+                break
     if log:
         log.close()
     calibration = objective.calibrate(predict(objective, best, valid, settings.batch_size, growth), valid.labels)
@@ -140,8 +151,9 @@ def _initial(objective: Objective, key: jax.Array, segments: Segments, growth: f
     return mesh.replicate(init_params(objective, key, batch, encoder))
 
 
-def _finished(progress: dict, step: int, settings: ml_collections.ConfigDict) -> bool:
-    return step >= settings.steps or (settings.patience > 0 and progress["stale"] >= settings.patience)
+def _stale(progress: dict, settings: ml_collections.ConfigDict) -> bool:
+    """Whether early stopping has ended the run."""
+    return settings.patience > 0 and progress["stale"] >= settings.patience
 
 
 def _judge(progress: dict, metric: str, report: dict, step: int) -> dict:
@@ -150,15 +162,27 @@ def _judge(progress: dict, metric: str, report: dict, step: int) -> dict:
     if value is None:
         raise UserError(f"The validation fold does not define {metric}: choose another objective.selection.")
     if metrics.better(metric, value, progress["best_value"]):
-        return {"value": value, "best_step": step, "best_value": value, "stale": 0}
+        return {**progress, "value": value, "best_step": step, "best_value": value, "stale": 0}
     return {**progress, "value": value, "stale": progress["stale"] + 1}
 
 
-def _means(sums: list[dict], step: int) -> dict[str, float]:
-    """Means over the steps since the last log; stops loudly where one is not finite."""
-    total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
+def _fetch(running: list[dict], step: int, checkpoints: Checkpoints | None) -> list[dict[str, float]]:
+    """The sums of the last steps as numbers; stops the run loudly where one is not finite."""
+    numbers = [{name: float(value) for name, value in sums.items()} for sums in running]
+    for ago, sums in enumerate(reversed(numbers)):
+        broken = [name for name, value in sums.items() if not math.isfinite(value)]
+        if broken:
+            kept = f"; checkpoints up to step {checkpoints.newest()} are kept" if checkpoints and checkpoints.newest() else ""
+            raise UserError(
+                f"Training diverged: the {broken[0]} of step {step - ago} is not finite{kept}; "
+                "try a lower train.learning_rate or train.clip_norm in a new workdir."
+            )
+    return numbers
+
+
+def _means(sums: list[dict[str, float]]) -> dict[str, float]:
+    """Means over rows of the sums since the last log; the gradient's norm is averaged over steps."""
+    total = {name: math.fsum(s[name] for s in sums) for name in sums[0]}
+    norm = total.pop("gradient_norm") / len(sums)
     count = max(total.pop("count"), 1e-9)
-    means = {name: value / count for name, value in total.items()}
-    if not all(map(math.isfinite, means.values())):
-        raise UserError(f"The training loss is not finite by step {step}: lower train.learning_rate or train.clip_norm and restart.")
-    return means
+    return {name: value / count for name, value in total.items()} | {"gradient_norm": norm}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
+import os
 import time
 from pathlib import Path
+from typing import IO
 
 import ml_collections
 
-from jax_emossl import results
 from jax_emossl.errors import UserError
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
 
 
 def default(config_path: str) -> Path:
@@ -19,23 +23,53 @@ def default(config_path: str) -> Path:
     return Path("runs") / f"{Path(config_path.split(':')[0]).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def enter(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder and writes its config, or checks that it is the folder of the same run.
+def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False) -> None:
+    """Makes the folder this process's own and writes its config, or checks that it is the folder of the same run.
+
+    Args:
+      insist: go on although the folder's config differs; the new config replaces it.
 
     Raises:
-      UserError: the folder cannot be written, or belongs to a run with another config.
+      UserError: the folder cannot be written, is in use, or belongs to a run with another config.
     """
-    wanted = results.plain(config)
-    if (workdir / CONFIG_FILE).exists():
-        differing = _differing(results.plain(read_config(workdir)), wanted)
-        if differing:
-            raise UserError(f"{workdir} belongs to a run whose config differs in {', '.join(differing)}: give another --workdir, or the same config.")
-        return
+    wanted = plain(config)
+    file = workdir / CONFIG_FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / CONFIG_FILE).write_text(json.dumps(wanted, indent=1, allow_nan=False), encoding="utf-8")
+        _lock(workdir)
+        if file.exists() and not insist:
+            differing = _differing(plain(read_config(workdir)), wanted)
+            if differing:
+                raise UserError(
+                    f"{workdir} belongs to a run whose config differs in {', '.join(differing)}: "
+                    "give another --workdir or the same config, or --insist to go on with the new one."
+                )
+        else:
+            write_atomically(file, json.dumps(wanted, indent=1, allow_nan=False))
     except OSError as error:
         raise UserError(f"{workdir} cannot be written ({error.strerror}): give another --workdir.") from error
+
+
+_locks: dict[Path, IO] = {}  # held open, so that they end with the process, however it ends
+
+
+def _lock(workdir: Path) -> None:
+    path = (workdir / LOCK_FILE).absolute()
+    if path in _locks:
+        return
+    _locks[path] = open(path, "w")
+    try:
+        fcntl.flock(_locks[path], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        _locks.pop(path).close()
+        raise UserError(f"{workdir} is in use by another process: wait for it to end, or give another --workdir.") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    scratch = path.with_name(path.name + ".partial")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -59,3 +93,16 @@ def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:
         elif left != right and not (isinstance(left, float) and str(left) == str(right)):
             names.append(prefix + key)
     return names
+
+
+def plain(config: ml_collections.ConfigDict) -> dict:
+    """The config as JSON; an infinite prior becomes text, which JSON can hold."""
+
+    def convert(value):
+        if isinstance(value, dict):
+            return {k: convert(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [convert(v) for v in value]
+        return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+    return convert(config.to_dict())

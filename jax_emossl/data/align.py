@@ -19,7 +19,7 @@ def sort_by_start(
     return features[order], intervals[order], True
 
 
-def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s 2"]) -> list[Int[np.ndarray, "k"]]:
+def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s 2"]) -> list[Int[np.ndarray, k]]:
     """For each segment, the frames whose interval overlaps it by more than `EPSILON` seconds.
 
     Args:
@@ -31,17 +31,17 @@ def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s
     """
     starts, ends = frames[:, 0], frames[:, 1]
     # Two binary searches bound the candidates; the rule itself is then applied to those alone.
-    first = np.searchsorted(np.maximum.accumulate(ends), segments[:, 0], side="right") if len(ends) else None
+    first = np.searchsorted(np.maximum.accumulate(ends), segments[:, 0], side="right")
     last = np.searchsorted(starts, segments[:, 1], side="left")
     found = []
     for s, (start, end) in enumerate(segments):
-        candidates = slice(first[s], last[s]) if first is not None else slice(0, 0)
+        candidates = slice(first[s], last[s])
         overlap = np.minimum(ends[candidates], end) - np.maximum(starts[candidates], start)
         found.append(candidates.start + np.flatnonzero(overlap > EPSILON))
     return found
 
 
-def outside(frames: Float[np.ndarray, "n 2"], inside: list[Int[np.ndarray, "k"]]) -> Int[np.ndarray, "m"]:
+def outside(frames: Float[np.ndarray, "n 2"], inside: list[Int[np.ndarray, k]]) -> Int[np.ndarray, m]:
     """Positions of the frames that none of the segments in `inside` (from `overlapping`) holds."""
     free = np.ones(len(frames), bool)
     for positions in inside:
@@ -50,9 +50,28 @@ def outside(frames: Float[np.ndarray, "n 2"], inside: list[Int[np.ndarray, "k"]]
 
 
 def average(
-    frames: Float[np.ndarray, "n d"], inside: list[Int[np.ndarray, "k"]]
-) -> tuple[Float[np.ndarray, "w d"], Int[np.ndarray, "w"]]:
-    """Mean of the frames in each word, and the positions of the words that hold any frame."""
-    kept = np.array([w for w, positions in enumerate(inside) if len(positions)], np.int64)
-    means = [frames[inside[w]].mean(0) for w in kept]
-    return np.array(means, frames.dtype).reshape(len(kept), frames.shape[1]), kept
+    frames: Float[np.ndarray, "n d"], intervals: Float[np.ndarray, "n 2"], words: Float[np.ndarray, "w 2"]
+) -> tuple[Float[np.ndarray, "k d"], Float[np.ndarray, "k 2"]]:
+    """Mean of the frames in each word and the time they cover within it, sorted by start.
+
+    What the SDK's `align` to the words gives with an averaging collapse function: words that hold no frame
+    are left out, and the others shrink to the first start and the last end of their frames.
+
+    Args:
+      frames: of the intervals given, which are sorted by start.
+      words: start and end in seconds, in any order.
+    """
+    inside = overlapping(intervals, words)
+    kept = [w for w, positions in enumerate(inside) if len(positions)]
+    means = np.array([frames[inside[w]].mean(0) for w in kept], frames.dtype).reshape(len(kept), frames.shape[1])
+    covered = [(intervals[inside[w], 0].min(), intervals[inside[w], 1].max()) for w in kept]
+    spans = np.clip(np.array(covered, np.float64).reshape(-1, 2), words[kept, :1], words[kept, 1:])
+    means, spans, _ = sort_by_start(means, spans)
+    return means, spans
+
+
+def covered_seconds(intervals: Float[np.ndarray, "n 2"]) -> float:
+    """Length of the union of intervals sorted by start, in seconds to the microsecond."""
+    ends = np.maximum.accumulate(intervals[:, 1])
+    starts = np.maximum(intervals[:, 0], np.concatenate([[-np.inf], ends[:-1]]))
+    return round(float(np.sum(np.maximum(intervals[:, 1] - starts, 0))), 6)

@@ -7,6 +7,7 @@ account of what was dropped, repaired or clipped, and written to the form that `
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import importlib.util
 import json
@@ -21,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from jax_emossl.data import align, csd, prepared
+from jax_emossl.data import align, csd, prepared, tfds
 from jax_emossl.data.statistics import Statistics, voiced_frames
 from jax_emossl.errors import UserError
 
@@ -88,11 +89,12 @@ def read_folds(folds: str | Path) -> dict[str, list[str]]:
 def _standard_mosei_folds() -> dict[str, list[str]]:
     """The folds in the SDK's source, parsed rather than imported: importing the SDK needs PyTorch."""
     package = importlib.util.find_spec("mmsdk")
-    if package is None:
+    source = "mmdatasdk/dataset/standard_datasets/CMU_MOSEI/cmu_mosei_std_folds.py"
+    source = package and Path(package.submodule_search_locations[0]) / source
+    if not (source and source.is_file()):
         raise UserError(
             "The standard CMU-MOSEI folds come with the CMU SDK: pip install cmu-multimodal-sdk, or give --folds a JSON file."
         )
-    source = Path(package.submodule_search_locations[0]) / "mmdatasdk/dataset/standard_datasets/CMU_MOSEI/cmu_mosei_std_folds.py"
     assigned = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse(source.read_text()).body
@@ -112,6 +114,7 @@ def prepare(
     unlabelled: bool = False,
     overwrite: bool = False,
     name: str = "",
+    as_tfds: bool = False,
 ) -> dict:
     """Aligns, cleans and writes a corpus in the form of `prepared.py`; returns its summary.
 
@@ -125,18 +128,17 @@ def prepare(
       unlabelled: also keep the training recordings' frames outside any labelled segment.
       overwrite: replace `out` if it holds a prepared corpus.
       name: name of the corpus in results; the file's stem without it.
+      as_tfds: also write the segments as a TFDS dataset (see `tfds.py`).
 
     A corpus whose features carry the metadata "synthetic": true is marked so in everything made on it.
 
     Raises:
-      UserError: an input is damaged or contradictory; nothing is left at `out`.
+      UserError: an input is damaged or contradictory, or the disk is full; `out` is as it was before.
     """
     out = Path(out)
-    if out.exists():
-        if not overwrite:
-            raise UserError(f"{out} exists: give --overwrite to replace it, or another --out.")
-        if not prepared.is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is no prepared corpus, so --overwrite does not replace it: give another --out.")
+    _check_out(out, overwrite)
+    if as_tfds:
+        tfds.require()
     for path in (features, labels, folds, *([words] if words else [])):
         if str(path) != "cmu_mosei" and not Path(path).is_file():
             raise UserError(f"{path} does not exist or is not a file: correct the path.")
@@ -147,8 +149,12 @@ def prepare(
     except OSError as error:
         raise UserError(f"{out} cannot be created: {error.strerror}.") from error
     try:
-        builder = _Builder(Path(features), Path(labels), Path(words) if words else None, tuple(label_names), unlabelled)
-        summary = builder.build(members, scratch, name or Path(features).stem)
+        with contextlib.ExitStack() as files:
+            sequences = [files.enter_context(csd.Sequence(path)) if path else None for path in (features, labels, words)]
+            builder = _Builder(*sequences, tuple(label_names), unlabelled)
+            summary = builder.build(members, scratch, name or Path(features).stem)
+        if as_tfds:
+            tfds.write(prepared.load(scratch), scratch / "tfds")
         _put_in_place(scratch, out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}; free some space or give another folder.") from error
@@ -157,15 +163,31 @@ def prepare(
     return summary
 
 
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Refuses to write over anything but, on request, a prepared corpus or an empty folder."""
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise UserError(f"{out} exists: give --overwrite to replace it, or another --out.")
+    if not prepared.is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is no prepared corpus, so --overwrite does not replace it: give another --out.")
+
+
 def _put_in_place(scratch: Path, out: Path) -> None:
+    """Renames the finished folder to `out`; what was there is gone only once that has worked."""
     scratch.chmod(0o777 & ~_umask())
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-        os.rename(out, old / out.name)
+    if not out.exists():
         os.rename(scratch, out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent)) / out.name
+    os.rename(out, old)
+    try:
         os.rename(scratch, out)
+    except BaseException:
+        os.rename(old, out)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -177,14 +199,21 @@ def _umask() -> int:
 class _Builder:
     """One pass over the recordings of the folds."""
 
-    def __init__(self, features: Path, labels: Path, words: Path | None, label_names: tuple[str, ...], unlabelled: bool):
-        self.features = csd.Sequence(features)
-        self.labels = csd.Sequence(labels)
-        self.words = csd.Sequence(words) if words else None
-        self.unlabelled = unlabelled
+    def __init__(
+        self,
+        features: csd.Sequence,
+        labels: csd.Sequence,
+        words: csd.Sequence | None,
+        label_names: tuple[str, ...],
+        unlabelled: bool,
+    ):
+        self.features, self.labels, self.words, self.unlabelled = features, labels, words, unlabelled
         self.account = Account()
-        if not set(self.features.ids) & set(self.labels.ids):
-            raise UserError(f"{features} and {labels} have no recording id in common: check that they belong to one corpus.")
+        for other in (labels, words):
+            if other and not set(features.ids) & set(other.ids):
+                raise UserError(
+                    f"{features.path} and {other.path} have no recording id in common: check that they belong to one corpus."
+                )
         self.columns, self.emotions = self._label_columns(label_names)
         self.usable, self.dimension = self._usable_recordings()
         self.feature_names = self._feature_names()
@@ -204,10 +233,13 @@ class _Builder:
                 )
             names = list(MOSEI_COLUMNS)
         if len(names) != width or len(set(names)) != width:
-            raise UserError(f"{self.labels.path} has {width} label columns, so {width} different names are needed, not {', '.join(names)}.")
+            raise UserError(
+                f"{self.labels.path} has {width} label columns, so {width} different names are needed, not {', '.join(names)}."
+            )
+        self.label_width = width
         columns = [i for i, name in enumerate(names) if name != "sentiment"]
         if not columns:
-            raise UserError(f"{self.labels.path} holds no emotion, only sentiment: give labels with at least one emotion.")
+            raise UserError(f"{self.labels.path} holds no emotion column: give labels with at least one.")
         return columns, [names[i] for i in columns]
 
     def _usable_recordings(self) -> tuple[set[str], int]:
@@ -222,6 +254,8 @@ class _Builder:
                 self.account.add(f"recordings dropped: feature dimension is not {dimension}", f"{recording} ({d})")
             elif length == 0:
                 self.account.add("recordings dropped: no frames", recording)
+            elif self.words and recording not in self.words:
+                self.account.add("recordings dropped: no words", recording)
             else:
                 usable.add(recording)
         return usable, dimension
@@ -240,18 +274,21 @@ class _Builder:
         total = sum(len(ids) for ids in members.values())
         with tqdm(total=total, desc="preparing", unit="recording", leave=False, disable=None) as progress:
             for fold, ids in members.items():
-                with _FoldWriter(out / fold, self.dimension, len(self.emotions)) as segments, _FoldWriter(
-                    out / prepared.UNLABELLED, self.dimension, 0, wanted=self.unlabelled and fold == "train"
-                ) as unlabelled:
+                with contextlib.ExitStack() as files:
+                    segments = files.enter_context(_FoldWriter(out / fold, self.dimension, len(self.emotions)))
+                    unlabelled = None
+                    if self.unlabelled and fold == "train":
+                        unlabelled = files.enter_context(_FoldWriter(out / prepared.UNLABELLED, self.dimension, 0))
                     for recording in ids:
                         self._add(recording, segments, unlabelled, statistics)
                         progress.update()
-                for writer in (segments, unlabelled):
-                    if writer.wanted:
-                        folds[writer.folder.name] = writer.summary()
+                for writer in filter(None, (segments, unlabelled)):
+                    folds[writer.folder.name] = writer.summary()
         for fold in prepared.FOLDS:
             if not folds[fold]["segments"]:
-                raise UserError(f"{self.labels.path} has no labelled segment with frames in fold '{fold}': check the ids in the folds file.")
+                raise UserError(
+                    f"{self.labels.path} has no labelled segment with frames in fold '{fold}': check the ids in the folds file."
+                )
         train = [statistics[recording] for recording in members["train"] if recording in statistics]
         summary = {"folds": folds, "outside": self._outside(members), "account": self.account.rows()}
         corpus = {
@@ -271,37 +308,47 @@ class _Builder:
         (out / "corpus.json").write_text(json.dumps(corpus, indent=1, allow_nan=False), encoding="utf-8")
         return summary
 
-    def _add(self, recording: str, segments: _FoldWriter, unlabelled: _FoldWriter, statistics: dict[str, Statistics]) -> None:
-        has_labels = recording in self.labels.ids
-        if not has_labels:
+    def _add(
+        self, recording: str, segments: _FoldWriter, unlabelled: _FoldWriter | None, statistics: dict[str, Statistics]
+    ) -> None:
+        """Writes a recording's segments and, where wanted, its stretches outside them; notes its statistics."""
+        number = self.labels.shape(recording)[0] if recording in self.labels else 0
+        if not number:
             self.account.add("fold recordings without labelled segments", recording)
         if recording not in self.usable:
-            if recording not in self.features.ids and has_labels:
+            if recording not in self.features and number:
                 self.account.add("labelled recordings dropped: no features", recording)
+            self.account.add("segments dropped: recording without usable features", recording, number)
             return
-        if not has_labels and not unlabelled.wanted:
+        if not number and not unlabelled:
             return
-        labels, spans = self._read_labels(recording) if has_labels else (np.zeros((0, len(self.emotions))), np.zeros((0, 2)))
+        labels, spans = self._read_labels(recording) if number else (np.zeros((0, 0)), np.zeros((0, 2)))
         frames, intervals, statistics[recording] = self._read_frames(recording)
         inside = align.overlapping(intervals, spans)
         for index, positions in enumerate(inside):
-            if len(positions) == 0:
+            if len(positions):
+                segments.add(recording, index, spans[index], frames[positions], labels[index])
+            else:
                 self.account.add("segments dropped: no frames", f"{recording}[{index}]")
-                continue
-            segments.add(recording, index, spans[index], frames[positions[0] : positions[-1] + 1][positions - positions[0]], labels[index])
-        if unlabelled.wanted:
+        if unlabelled:
             for index, positions in enumerate(_chunks(intervals, align.outside(intervals, inside))):
                 span = (intervals[positions[0], 0], intervals[positions[-1], 1])
                 unlabelled.add(recording, index, span, frames[positions], np.zeros(0))
 
     def _read_labels(self, recording: str) -> tuple[Float[np.ndarray, "s e"], Float[np.ndarray, "s 2"]]:
+        """Intensities of the emotions, clipped to what a listener can give, and the segments' seconds."""
         labels, spans = self.labels.read(recording)
-        if labels.shape[1] <= max(self.columns):
-            raise UserError(f"{self.labels.path}, entry '{recording}', has {labels.shape[1]} label columns where the others have more.")
+        if labels.shape[1] != self.label_width:
+            raise UserError(
+                f"{self.labels.path}, entry '{recording}', has {labels.shape[1]} label columns "
+                f"where entry '{self.labels.ids[0]}' has {self.label_width}: make them agree."
+            )
         labels = labels[:, self.columns]
         bad = np.flatnonzero(~np.isfinite(labels).all(1))
         if len(bad):
-            raise UserError(f"{self.labels.path}, entry '{recording}', row {bad[0]}, has an intensity that is not a number: correct or remove it.")
+            raise UserError(
+                f"{self.labels.path}, entry '{recording}', row {bad[0]}, has an intensity that is not a number: correct or remove it."
+            )
         clipped = np.clip(labels, 0, MAX_INTENSITY)
         self.account.add(f"intensities clipped to [0, {MAX_INTENSITY:g}]", recording, np.sum(clipped != labels))
         return clipped, spans
@@ -317,17 +364,14 @@ class _Builder:
         broken = ~np.isfinite(frames)
         if broken.any():
             self.account.add("non-finite values replaced by the recording's mean", recording, broken.sum())
-            frames = np.where(broken, np.nan_to_num(statistics.mean).astype(np.float32), frames)
+            rows, columns = np.nonzero(broken)
+            frames[rows, columns] = np.nan_to_num(statistics.mean).astype(np.float32)[columns]
         if self.words is None:
             return frames, intervals, statistics
-        if recording not in self.words.ids:
-            self.account.add("recordings without words", recording)
-            return frames[:0], intervals[:0], statistics
-        _, word_spans = self.words.read(recording)
-        word_spans = word_spans[np.argsort(word_spans[:, 0], kind="stable")]
-        frames, kept = align.average(frames, align.overlapping(intervals, word_spans))
-        intervals = word_spans[kept]
-        return frames, intervals, Statistics.of(frames, intervals)
+        frames, intervals = align.average(frames, intervals, self.words.intervals(recording))
+        # A dimension without any value of its own must not count as constantly 0.
+        counts = np.broadcast_to(np.isfinite(statistics.mean), frames.shape)
+        return frames, intervals, Statistics.of(frames, intervals, counts)
 
     def _outside(self, members: dict[str, list[str]]) -> dict:
         """Labelled recordings that no fold names, and their segments."""
@@ -357,13 +401,12 @@ def _chunks(intervals: Float[np.ndarray, "n 2"], free: np.ndarray) -> Iterator[n
 class _FoldWriter:
     """Appends segments to a fold's files; frames are streamed, so memory holds one recording."""
 
-    def __init__(self, folder: Path, dimension: int, emotions: int, wanted: bool = True):
-        self.folder, self.wanted, self._dimension, self._emotions = folder, wanted, dimension, emotions
+    def __init__(self, folder: Path, dimension: int, emotions: int):
+        self.folder, self._dimension, self._emotions = folder, dimension, emotions
         self._offsets, self._labels, self._rows, self._seconds = [0], [], [], 0.0
-        if wanted:
-            folder.mkdir()
-            self._file = open(folder / "frames.npy", "wb")
-            self._write_header()
+        folder.mkdir()
+        self._file = open(folder / "frames.npy", "wb")
+        self._write_header()
 
     def _write_header(self) -> None:
         # NumPy pads the header so that the first axis can grow in place.
@@ -380,31 +423,37 @@ class _FoldWriter:
 
     def summary(self) -> dict:
         recordings = {row[0] for row in self._rows}
-        return {"recordings": len(recordings), "segments": len(self._rows), "frames": self._offsets[-1], "hours": round(self._seconds / 3600, 4)}
+        hours = round(self._seconds / 3600, 4)
+        return {"recordings": len(recordings), "segments": len(self._rows), "frames": self._offsets[-1], "hours": hours}
 
     def __enter__(self) -> _FoldWriter:
         return self
 
     def __exit__(self, failed, *_) -> None:
-        if not self.wanted:
-            return
-        if failed is None:
+        with self._file:
+            if failed is not None:
+                return
             self._write_header()
-            labels = np.array(self._labels, np.float32).reshape(len(self._rows), self._emotions)
-            np.save(self.folder / "offsets.npy", np.array(self._offsets, np.int64))
-            np.save(self.folder / "labels.npy", labels)
-            with open(self.folder / "segments.csv", "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("recording", "index", "start", "end"), *self._rows])
-        self._file.close()
+        np.save(self.folder / "offsets.npy", np.array(self._offsets, np.int64))
+        np.save(self.folder / "labels.npy", np.array(self._labels, np.float32).reshape(len(self._rows), self._emotions))
+        with open(self.folder / "segments.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("recording", "index", "start", "end"), *self._rows])
 
 
 def describe(summary: dict) -> str:
     """The summary as text for people."""
     lines = ["fold              recordings  segments      frames    hours"]
     for fold, row in summary["folds"].items():
-        lines.append(f"{fold:<16}  {row['recordings']:>10,}  {row['segments']:>8,}  {row['frames']:>10,}  {row['hours']:>7.2f}")
+        counts = f"{row['recordings']:>10,}  {row['segments']:>8,}  {row['frames']:>10,}"
+        lines.append(f"{fold:<16}  {counts}  {row['hours']:>7.2f}")
     outside = summary["outside"]
     if outside["recordings"]:
-        lines.append(f"outside the folds: {outside['segments']:,} segments of {outside['recordings']:,} recordings ({', '.join(outside['examples'])}, ...)")
-    lines += [f"{row['reason']}: {row['count']:,} ({', '.join(row['examples'])}{', ...' if row['count'] > len(row['examples']) else ''})" for row in summary["account"]]
+        examples = _examples(outside["examples"], outside["recordings"])
+        lines.append(f"outside the folds: {outside['segments']:,} segments of {outside['recordings']:,} recordings ({examples})")
+    for row in summary["account"]:
+        lines.append(f"{row['reason']}: {row['count']:,} ({_examples(row['examples'], row['count'])})")
     return "\n".join(lines)
+
+
+def _examples(ids: list[str], total: int) -> str:
+    return ", ".join([*ids, *(["..."] if total > len(ids) else [])])

@@ -9,6 +9,7 @@ A computational sequence is an HDF5 file (layout of the CMU Multimodal SDK, gith
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
@@ -41,7 +42,7 @@ class Sequence:
       path: the file.
       root: name of the root group.
       ids: entry ids, in sorted order.
-      metadata: decoded metadata; keys that hold no valid JSON are left out.
+      metadata: decoded metadata; keys that hold neither JSON nor a Python literal are left out.
     """
 
     def __init__(self, path: str | Path):
@@ -70,66 +71,94 @@ class Sequence:
                 f"{self.path} has {len(roots)} root groups where a .csd file has one: it is not a computational sequence."
             )
         self.root = roots[0]
-        data = self._group(self.root, "data")
-        self.ids: list[str] = sorted(data)
-        self.metadata: dict = {}
-        if "metadata" in self._file[self.root]:
-            metadata = self._group(self.root, "metadata")
-            for key in metadata:
-                with contextlib.suppress(*_READ_ERRORS):
-                    self.metadata[key] = json.loads(metadata[key][0])
+        root = self._group(self._file, self.root)
+        self._data = self._group(root, "data")
+        self.ids: list[str] = sorted(self._data)
+        self._known = frozenset(self.ids)
+        self.metadata = self._read_metadata(self._group(root, "metadata")) if "metadata" in root else {}
 
-    def _group(self, *names: str) -> h5py.Group:
-        group = self._file
-        for name in names:
-            # Soft and external links could point into other files, so only plain groups are followed.
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group[name], h5py.Group):
-                raise UserError(f"{self.path} has no group '{'/'.join(names)}': it is not a computational sequence.")
-            group = group[name]
-        return group
+    def _read_metadata(self, group: h5py.Group) -> dict:
+        metadata = {}
+        for key in group:
+            with contextlib.suppress(*_READ_ERRORS, SyntaxError):
+                text = group[key][0]
+                try:
+                    metadata[key] = json.loads(text)
+                except ValueError:  # the SDK's own writer stores str(value)
+                    metadata[key] = ast.literal_eval(text.decode())
+        return metadata
+
+    def _group(self, parent: h5py.Group, name: str) -> h5py.Group:
+        # Soft and external links could point into other files, so only plain groups are followed.
+        if not isinstance(parent.get(name, getlink=True), h5py.HardLink) or not isinstance(parent[name], h5py.Group):
+            path = f"{parent.name}/{name}".lstrip("/")
+            raise UserError(f"{self.path} has no group '{path}': it is not a computational sequence.")
+        return parent[name]
+
+    def __contains__(self, entry: str) -> bool:
+        return entry in self._known
 
     def _dataset(self, entry: str, name: str) -> h5py.Dataset:
         with _blame(f"{self.path}, entry '{entry}',"):
-            group = self._group(self.root, "data", entry)
+            group = self._group(self._data, entry)
             link = group.get(name, getlink=True) if name in group else None
             if not isinstance(link, h5py.HardLink) or not isinstance(group[name], h5py.Dataset):
                 raise UserError(f"{self.path}, entry '{entry}', has no '{name}': add it or remove the entry.")
             return group[name]
 
+    def _numeric(self, entry: str, name: str) -> h5py.Dataset:
+        data = self._dataset(entry, name)
+        if data.dtype.kind not in "iuf":
+            raise UserError(f"{self.path}, entry '{entry}', has {name} of type {data.dtype} where numbers are needed.")
+        if data.external or data.is_virtual:
+            raise UserError(f"{self.path}, entry '{entry}', keeps its {name} in another file: store them in the .csd file itself.")
+        return data
+
+    def _interval_data(self, entry: str) -> h5py.Dataset:
+        data = self._numeric(entry, "intervals")
+        if data.ndim != 2 or data.shape[1] != 2:
+            raise UserError(f"{self.path}, entry '{entry}', has intervals of shape {data.shape} where (frames, 2) are needed.")
+        return data
+
     def shape(self, entry: str) -> tuple[int, int]:
-        """Shape (n, d) of an entry's features, from the file's headers alone."""
-        features = self._dataset(entry, "features")
-        intervals = self._dataset(entry, "intervals")
+        """Shape (n, d) of an entry's features, from the file's headers alone.
+
+        Raises:
+          UserError: features or intervals are missing, not numbers, of the wrong shape, or differ in length.
+        """
+        features, intervals = self._numeric(entry, "features"), self._interval_data(entry)
         where = f"{self.path}, entry '{entry}',"
         if features.ndim != 2:
             raise UserError(f"{where} has {features.ndim}-D features where (frames, dimensions) are needed: reshape them.")
-        if intervals.ndim != 2 or intervals.shape[1] != 2:
-            raise UserError(f"{where} has intervals of shape {intervals.shape} where (frames, 2) are needed.")
         if len(features) != len(intervals):
             raise UserError(f"{where} has {len(features)} features but {len(intervals)} intervals: their lengths must agree.")
-        for name, data in (("features", features), ("intervals", intervals)):
-            if data.dtype.kind not in "iuf":
-                raise UserError(f"{where} has {name} of type {data.dtype} where numbers are needed.")
-            if data.external or data.is_virtual:
-                raise UserError(f"{where} keeps its {name} in another file: store them in the .csd file itself.")
         return features.shape
+
+    def intervals(self, entry: str) -> Float[np.ndarray, "n 2"]:
+        """Intervals in float64 seconds, in the file's order; the features may be anything, text too.
+
+        Raises:
+          UserError: the entry is damaged, or a time is not finite or ends before it starts.
+        """
+        where = f"{self.path}, entry '{entry}',"
+        with _blame(where):
+            intervals = self._interval_data(entry)[()].astype(np.float64, copy=False)
+        bad = np.flatnonzero(~np.isfinite(intervals).all(1) | (intervals[:, 1] < intervals[:, 0]))
+        if len(bad):
+            start, end = intervals[bad[0]]
+            raise UserError(f"{where} row {bad[0]}, runs from {start:g} s to {end:g} s: correct its interval or remove the row.")
+        return intervals
 
     def read(self, entry: str) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n 2"]]:
         """Features as float32 and intervals as float64 seconds, in the file's order.
 
         Raises:
-          UserError: the entry is damaged, its lengths disagree, or a time is not finite or ends before it starts.
+          UserError: as `shape` and `intervals` do.
         """
         self.shape(entry)
-        where = f"{self.path}, entry '{entry}',"
-        with _blame(where), np.errstate(all="ignore"):
+        with _blame(f"{self.path}, entry '{entry}',"), np.errstate(all="ignore"):
             features = self._dataset(entry, "features")[()].astype(np.float32, copy=False)
-            intervals = self._dataset(entry, "intervals")[()].astype(np.float64, copy=False)
-        bad = np.flatnonzero(~np.isfinite(intervals).all(1) | (intervals[:, 1] < intervals[:, 0]))
-        if len(bad):
-            start, end = intervals[bad[0]]
-            raise UserError(f"{where} row {bad[0]} runs from {start:g} s to {end:g} s: correct its interval or remove the row.")
-        return features, intervals
+        return features, self.intervals(entry)
 
     def close(self) -> None:
         self._file.close()

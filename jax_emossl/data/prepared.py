@@ -5,8 +5,9 @@
     DIR/<fold>/labels.npy     (S, E) float32   intensities in [0, 3]; E = 0 in train_unlabelled
     DIR/<fold>/segments.csv   recording,index,start,end   (seconds; index is the label row)
     DIR/corpus.json           names, hop, normalisation statistics, and the account of the preparation
+    DIR/tfds/                 where asked for, the same segments for tfds.builder_from_directory
 
-with the folds train, valid, test and, where asked for, train_unlabelled.
+with the folds train, valid, test and, where asked for, train_unlabelled. With words, a frame is a word's average.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class Fold:
     """Ragged frames of S segments, with their labels and origin."""
 
     frames: Float[np.ndarray, "n f"]
-    offsets: Int[np.ndarray, "s+1"]
+    offsets: Int[np.ndarray, s+1]
     labels: Float[np.ndarray, "s e"]
     recordings: list[str]
-    indices: Int[np.ndarray, "s"]
+    indices: Int[np.ndarray, s]
     intervals: Float[np.ndarray, "s 2"]
 
     def __len__(self) -> int:
@@ -142,3 +143,16 @@ def _load_fold(folder: Path, corpus: Corpus, emotions: int) -> Fold:
     if not sound:
         raise UserError(f"{folder} holds arrays that contradict one another: prepare the corpus anew.")
     return Fold(frames, offsets, labels, [r[0] for r in rows], indices, intervals)
+
+
+def last_frames(fold: Fold, length: int) -> Float[np.ndarray, "s t f"]:
+    """The last `length` frames of every segment, zeros on the left of shorter ones.
+
+    On a corpus prepared with words and a length of 50, the input of the field's word-level models. Our own need no
+    such form: batches are padded on the right and carry the number of frames.
+    """
+    dense = np.zeros((len(fold), length, fold.frames.shape[1]), np.float32)
+    for row, first, end in zip(dense, fold.offsets[:-1], fold.offsets[1:], strict=True):
+        kept = min(length, end - first)
+        row[length - kept :] = fold.frames[end - kept : end]
+    return dense

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jax_emossl.data.align import covered_seconds
+
 
 def voiced_frames(frames: Float[np.ndarray, "n f"], names: Sequence[str]) -> Bool[np.ndarray, "n f"] | None:
     """Which values count in the statistics: all but F0 of unvoiced frames; None where there is no F0.
@@ -31,10 +33,10 @@ class Statistics:
     `count` is the number of values behind each; only pooling needs it, and it is not stored.
     """
 
-    mean: Float[np.ndarray, "f"]
-    variance: Float[np.ndarray, "f"]
+    mean: Float[np.ndarray, f]
+    variance: Float[np.ndarray, f]
     seconds: float
-    count: Float[np.ndarray, "f"] | None = None
+    count: Float[np.ndarray, f] | None = None
 
     @classmethod
     def of(
@@ -43,15 +45,17 @@ class Statistics:
         intervals: Float[np.ndarray, "n 2"],
         counts: Bool[np.ndarray, "n f"] | None = None,
     ) -> Statistics:
-        """Statistics of one recording over its finite values, restricted to those in `counts` if given."""
+        """Statistics of one recording over its finite values, restricted to those in `counts` if given.
+
+        `intervals`, in seconds and sorted by start, may overlap one another: `seconds` is the time they cover.
+        """
         counted = np.isfinite(frames) if counts is None else np.isfinite(frames) & counts
         number = counted.sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.sum(frames, 0, dtype=np.float64, where=counted) / number
             deviation = np.where(counted, frames - mean, 0.0)
             variance = np.einsum("nf,nf->f", deviation, deviation) / number
-        seconds = float(np.sum(intervals[:, 1] - intervals[:, 0]))
-        return cls(mean, variance, seconds, number.astype(np.float64))
+        return cls(mean, variance, covered_seconds(intervals), number.astype(np.float64))
 
     @classmethod
     def pooled(cls, parts: Sequence[Statistics]) -> Statistics:
@@ -94,5 +98,5 @@ class Statistics:
         return cls(mean, variance, seconds)
 
 
-def _numbers(values: Float[np.ndarray, "f"]) -> list[float | None]:
+def _numbers(values: Float[np.ndarray, f]) -> list[float | None]:
     return [None if np.isnan(v) else float(v) for v in values]

@@ -77,7 +77,7 @@ class _Emotion:
     def predict(self, params: Params, batch: Batch) -> Outputs:
         return {"scores": self._model.apply({"params": params}, batch["features"], batch["num_frames"], True)}
 
-    def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
+    def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, b]:
         raise NotImplementedError
 
 
@@ -101,7 +101,7 @@ class Intensity(_Emotion):
 class Category(_Emotion):
     """Softmax over the classes of the training fold; neutral is the segment without any emotion."""
 
-    def _position(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, "s"]:
+    def _position(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, s]:
         place = {name: i for i, name in enumerate(self.classes)}
         return np.array([place.get(name, metrics.UNSEEN) for name in category_names(labels, self.emotions)], int)
 
@@ -130,7 +130,11 @@ def make(config, corpus: Corpus, encoder: TransformerEncoder, dimension: int) ->
     if not 0 <= config.dropout < 1:
         raise UserError(f"objective.dropout is {config.dropout}: give a share in [0, 1).")
     if head == "intensity":
-        check_choice("objective.selection", metric, ("mae", "accuracy4", "mae_positive", "concordance", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc"))
+        check_choice(
+            "objective.selection",
+            metric,
+            ("mae", "accuracy4", "mae_positive", "concordance", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc"),
+        )
         return Intensity(encoder, corpus.emotions, corpus.emotions, config.dropout, loss, metric)
     check_choice("objective.selection", metric, ("uar", "f1_macro", "accuracy"))
     present = set(category_names(labels, corpus.emotions))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
-import numpy as np
 from tqdm import tqdm
 
 from jax_emossl import metrics, report, results, workdir
@@ -24,8 +23,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     pretraining = out / "pretrain"
     pretrain_config = _part(config, "pretrain")
     workdir.enter(pretraining, pretrain_config)
-    if not (pretraining / results.RESULTS_FILE).exists():
-        train.run(pretrain_config, pretraining)
+    train.run(pretrain_config, pretraining)
     first = build(_part(config, "finetune", init_from=str(pretraining)))
     cells = list(_cells(config, len(first.corpus.fold("train"))))
     file = out / results.RESULTS_FILE

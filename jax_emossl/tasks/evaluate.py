@@ -30,7 +30,9 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     card.frontend.check_features(experiment.corpus.features, source)
     unknown = sorted(set(experiment.corpus.emotions) ^ set(card.emotions))
     if unknown:
-        raise UserError(f"{source} and the corpus {experiment.corpus.name} disagree on the emotion '{unknown[0]}': evaluate on labels with {', '.join(card.emotions)}.")
+        raise UserError(
+            f"{source} and the corpus {experiment.corpus.name} disagree on the emotion '{unknown[0]}': evaluate on labels with {', '.join(card.emotions)}."
+        )
     step, params = checkpoint.load_best_params(source)
     params = mesh.replicate(params)
     valid = experiment.segments("valid")

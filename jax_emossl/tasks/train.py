@@ -17,6 +17,11 @@ from jax_emossl.train import Fitted, fit
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     """Trains, or goes on where an earlier run in `workdir` stopped; returns the rows of its results."""
+    file = workdir / results.RESULTS_FILE
+    if file.exists():
+        rows = results.read(file)["runs"]
+        print(f"This run is finished.\n{results.table(rows)}")
+        return rows
     experiment = build(config)
     experiment.card().save(workdir)
     train = experiment.training_segments()
@@ -34,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     finally:
         checkpoints.close()
     rows = [row for fold in ("valid", "test") for row in evaluate(experiment, fitted, fold, len(train))]
-    results.write(workdir / results.RESULTS_FILE, rows, config)
+    results.write(file, rows, config)
     print(summary(experiment, rows, valid))
     return rows
 
@@ -64,7 +69,11 @@ def context(experiment: Experiment, valid: Segments) -> str:
     """Corpus, validation fold and normalisation, in words."""
     synthetic = " (SYNTHETIC)" if experiment.corpus.synthetic else ""
     prior = experiment.frontend.prior
-    own = "" if prior == float("inf") else f"\nFeatures are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
+    own = (
+        ""
+        if prior == float("inf")
+        else f"\nFeatures are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
+    )
     return (
         f"Corpus {experiment.corpus.name}{synthetic}. Steps and thresholds are chosen on the validation fold: "
         f"{len(valid)} segments of {len(set(valid.recordings))} recordings.{own}"

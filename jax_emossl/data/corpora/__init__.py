@@ -43,7 +43,9 @@ def cache_dir() -> Path:
 def data_dir() -> Path:
     """The folder of real corpora, $EMOSSL_DATA."""
     if not os.environ.get("EMOSSL_DATA"):
-        raise UserError("The environment variable EMOSSL_DATA is not set: set it to the folder of your corpora, or give data.features, data.labels and data.folds.")
+        raise UserError(
+            "The environment variable EMOSSL_DATA is not set: set it to the folder of your corpora, or give data.features, data.labels and data.folds."
+        )
     return Path(os.environ["EMOSSL_DATA"])
 
 
@@ -79,6 +81,8 @@ def _files(config: ml_collections.ConfigDict) -> Files:
     if config.features and config.labels and config.folds:
         return Files(config.features, config.labels, config.folds)
     if config.corpus not in names():
-        raise UserError(f"'{config.corpus}' is no known corpus: choose one of {', '.join(names())}, or give data.features, data.labels and data.folds.")
+        raise UserError(
+            f"'{config.corpus}' is no known corpus: choose one of {', '.join(names())}, or give data.features, data.labels and data.folds."
+        )
     own = importlib.import_module(f"{__name__}.{config.corpus}").files()
     return dataclasses.replace(own, **{f: config[f] for f in ("features", "labels", "folds") if config[f]})

@@ -72,7 +72,9 @@ def generate(folder: Path, folds: dict[str, int] = _FOLDS, seed: int = _SEED) ->
     world = np.random.default_rng(seed)
     ids = {fold: [f"demo_{fold}_{i:03d}" for i in range(number)] for fold, number in folds.items()}
     mixing = world.normal(size=(_OSCILLATIONS, len(COVAREP_DIMENSIONS))) * (world.random((_OSCILLATIONS, len(COVAREP_DIMENSIONS))) < 0.5)
-    effects = world.normal(0, _SPILL, size=(2, len(EMOTIONS), _OSCILLATIONS)) + np.stack([np.eye(len(EMOTIONS), _OSCILLATIONS, k) for k in (0, 1)])
+    effects = world.normal(0, _SPILL, size=(2, len(EMOTIONS), _OSCILLATIONS)) + np.stack(
+        [np.eye(len(EMOTIONS), _OSCILLATIONS, k) for k in (0, 1)]
+    )
     recordings = [
         (recording, *_recording(np.random.default_rng((seed, i)), mixing, effects))
         for i, recording in enumerate(r for members in ids.values() for r in members)

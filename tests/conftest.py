@@ -1,0 +1,98 @@
+"""What the tests share: a tiny synthetic corpus, tiny configs, and runs that are trained once."""
+
+import importlib
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # halves the time of compilation
+
+import pytest
+
+from jax_emossl import workdir
+from jax_emossl.data import corpus, prepared
+from jax_emossl.data.corpora import demo
+from jax_emossl.tasks import train
+
+ROOT = Path(__file__).parents[1]
+FOLDS = {"train": 6, "valid": 3, "test": 3}
+# Every segment has the same padded length and every run the same settings, so that all share a few compiled steps.
+TINY = {
+    "data.stack": 8,
+    "data.bucket_growth": 8.0,
+    "model.width": 16,
+    "model.layers": 1,
+    "model.heads": 2,
+    "train.batch_size": 8,
+    "train.steps": 6,
+    "train.warmup_steps": 2,
+    "train.eval_every": 2,
+    "train.log_every": 3,
+    "train.patience": 0,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMOSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_files(tmp_path_factory):
+    """Folder with the `.csd` files and folds of a demo corpus of 12 recordings, 72 labelled segments."""
+    folder = tmp_path_factory.mktemp("demo")
+    demo.generate(folder, folds=FOLDS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_folder(demo_files, tmp_path_factory):
+    """The same corpus, prepared."""
+    folder = tmp_path_factory.mktemp("prepared") / "demo"
+    files = [demo_files / name for name in ("DEMO_COVAREP.csd", "DEMO_Labels.csd", "folds.json")]
+    corpus.prepare(*files, folder, unlabelled=True, name="demo")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_corpus(demo_folder):
+    return prepared.load(demo_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(demo_folder):
+    """Makes the config of configs/<name>.py on the prepared demo corpus, small, with dotted fields replaced."""
+
+    def make(name, fields=(), **top):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        small = TINY | ({"train.crop": 16, "objective.span": 4} if name == "pretrain" else {"train.probe_steps": 2})
+        config.update_from_flattened_dict(small | {"data.prepared": str(demo_folder)} | dict(fields) | top)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Trains a config as the command line does; returns the workdir and the rows of its results."""
+
+    def run(config, folder=None):
+        folder = folder or tmp_path_factory.mktemp("run")
+        workdir.enter(folder, config)
+        return folder, train.run(config, folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pretraining(tiny_config, trained):
+    """Workdir of a finished tiny pretraining."""
+    return trained(tiny_config("pretrain"))[0]
+
+
+@pytest.fixture(scope="session")
+def finetuning(tiny_config, trained, pretraining):
+    """Workdir of a tiny fine-tuning from that pretraining."""
+    return trained(tiny_config("finetune", init_from=str(pretraining)))[0]

@@ -1,0 +1,110 @@
+"""Which segments make a batch: coverage, purity, padding, crops, shards."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_emossl.data.indices import Sampler, padded_length
+
+_LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=80).map(np.array)
+
+
+def epoch(sampler: Sampler, seed: int, number: int = 0) -> list:
+    first = number * sampler.steps_per_epoch
+    return [sampler.indices(seed, step) for step in range(first, first + sampler.steps_per_epoch)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(_LENGTHS, st.integers(1, 16), st.sampled_from([0, 20]), st.integers(0, 3))
+def test_an_epoch_holds_every_segment_once(lengths, batch_size, crop, number):
+    sampler = Sampler(lengths, batch_size, crop)
+    selections = epoch(sampler, 5, number)
+    shown = np.concatenate([s.segments[s.weight > 0] for s in selections])
+    assert sorted(shown) == list(range(len(lengths)))
+    for selection in selections:
+        assert len(selection.segments) == len(selection.starts) == len(selection.weight) == batch_size
+        assert set(selection.weight) <= {0, 1}
+
+
+@settings(max_examples=50, deadline=None)
+@given(_LENGTHS, st.integers(1, 16))
+def test_nothing_is_cut_without_a_crop(lengths, batch_size):
+    sampler = Sampler(lengths, batch_size)
+    for selection in [*epoch(sampler, 0), *sampler.in_order()]:
+        assert np.all(lengths[selection.segments] <= selection.length)
+        assert not selection.starts.any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(_LENGTHS, st.integers(1, 16))
+def test_evaluation_shows_every_segment_once(lengths, batch_size):
+    selections = list(Sampler(lengths, batch_size, crop=10).in_order())
+    shown = np.concatenate([s.segments[s.weight > 0] for s in selections])
+    assert sorted(shown) == list(range(len(lengths)))
+
+
+def test_crops_lie_inside_and_move():
+    lengths = np.array([5, 50, 51, 200])
+    sampler = Sampler(lengths, 4, crop=50)
+    selections = [sampler.indices(0, step) for step in range(200)]
+    starts = np.array([s.starts[np.argsort(s.segments)] for s in selections])
+    assert all(s.length == 50 for s in selections)
+    assert starts.min(0).tolist() == [0, 0, 0, starts[:, 3].min()]
+    assert starts.max(0).tolist()[:3] == [0, 0, 1]
+    assert starts[:, 3].max() <= 150
+    assert len(set(starts[:, 3])) > 50
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step():
+    lengths = np.random.default_rng(0).integers(1, 300, 100)
+    steps = [7, 3, 1000, 3, 0]
+    one, other = Sampler(lengths, 8, crop=64), Sampler(lengths, 8, crop=64)
+    for step in steps:
+        a, b = one.indices(1, step), other.indices(1, step)
+        np.testing.assert_array_equal(a.segments, b.segments)
+        np.testing.assert_array_equal(a.starts, b.starts)
+    assert one.indices(1, 3).segments.tolist() != one.indices(2, 3).segments.tolist()
+
+
+def test_epochs_differ():
+    sampler = Sampler(np.full(64, 10), 8)
+    assert epoch(sampler, 0, 0)[0].segments.tolist() != epoch(sampler, 0, 1)[0].segments.tolist()
+
+
+def test_a_far_step_costs_no_more_than_a_near_one():
+    sampler = Sampler(np.full(64, 10), 8)
+    assert len(sampler.indices(0, 10**12).segments) == 8
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_shards_tile_the_batch(processes):
+    selection = Sampler(np.arange(1, 30), 8, crop=5).indices(3, 2)
+    shards = [selection.shard(p, processes) for p in range(processes)]
+    for name in ("segments", "starts", "weight"):
+        np.testing.assert_array_equal(np.concatenate([getattr(s, name) for s in shards]), getattr(selection, name))
+    assert {s.length for s in shards} == {selection.length}
+
+
+@pytest.mark.parametrize("growth", [1.05, 1.25, 2.0])
+def test_padded_lengths_hold_and_grow(growth):
+    lengths = [padded_length(n, growth) for n in range(1, 500)]
+    assert all(n <= length <= max(8, growth * n + 1) for n, length in enumerate(lengths, 1))
+    assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("folds", [{"train"}, {"train", "valid", "test", ""}], ids=["train", "all"])
+def test_padding_of_the_real_cmu_mosei_wastes_less_than_15_percent(folds):
+    if "EMOSSL_DATA" not in os.environ:
+        pytest.skip("EMOSSL_DATA is not set: the segments of CMU-MOSEI are not at hand")
+    with open(Path(os.environ["EMOSSL_DATA"]) / "mosei" / "segments.csv", newline="") as file:
+        seconds = np.array([float(r["end"]) - float(r["start"]) for r in csv.DictReader(file) if r["fold"] in folds])
+    lengths = np.ceil(seconds * 25).astype(int)
+    sampler = Sampler(lengths, 32)
+    for selections in (epoch(sampler, 0), list(sampler.in_order())):
+        padded = sum(32 * s.length for s in selections)
+        assert 1 - lengths.sum() / padded < 0.15

@@ -1,0 +1,186 @@
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from jax_emossl.errors import UserError
+from jax_emossl.model import TransformerEncoder
+from jax_emossl.objectives import masked_timesteps
+from jax_emossl.objectives.masked_timesteps import MaskedTimesteps, span_mask
+
+LENGTH = 64
+OBJECTIVE = MaskedTimesteps(TransformerEncoder(width=16, layers=1, heads=2), dimension=6, ratio=0.5, span=3, loss_name="l1")
+NUM_FRAMES = np.array([20, 9, 1, 14], np.int32)
+VALID = np.arange(20) < NUM_FRAMES[:, None]
+KEY = jax.random.key(7)
+
+
+@jax.jit(static_argnames=("ratio", "span", "rows"))
+def masks(num_frames, ratio, span, rows):
+    keys = jax.random.split(jax.random.key(0), rows)
+    return jax.vmap(lambda key: span_mask(key, num_frames, LENGTH, ratio, span))(keys)
+
+
+def runs(mask):
+    """Lengths of the masked runs that touch neither end of the row."""
+    edges = np.flatnonzero(np.diff(mask.astype(int)))
+    starts, ends = edges[mask[edges + 1]], edges[~mask[edges + 1]]
+    return [end - start for start in starts for end in ends[ends > start][:1]]
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.5, 0.85])
+@pytest.mark.parametrize("span", [1, 5, 20])
+def test_a_mask_hides_and_shows_something_and_spares_the_padding(ratio, span):
+    for n in (1, 2, 3, 5, 8, 19, 40, LENGTH):
+        masked = np.asarray(masks(n, ratio, span, rows=300))
+        assert not masked[:, n:].any()
+        assert masked[:, :n].any(1).all()
+        if n > 1:
+            assert not masked[:, :n].all(1).any()
+
+
+@pytest.mark.parametrize(("ratio", "span"), [(0.15, 1), (0.5, 1), (0.85, 1), (0.15, 5), (0.5, 5), (0.75, 10)])
+def test_the_share_of_masked_steps_is_as_configured(ratio, span):
+    assert np.asarray(masks(LENGTH, ratio, span, rows=3000)).mean() == pytest.approx(ratio, abs=0.02)
+
+
+def test_every_step_is_masked_about_equally_often():
+    often = np.asarray(masks(50, 0.5, 5, rows=3000))[:, :50].mean(0)
+    assert often.min() > 0.42 and often.max() < 0.58
+
+
+@pytest.mark.parametrize("span", [1, 5])
+def test_steps_are_masked_in_whole_spans(span):
+    lengths = np.concatenate([runs(mask) for mask in np.asarray(masks(LENGTH, 0.3, span, rows=200))]).astype(int)
+    assert len(lengths) > 100 and not (lengths % span).any()
+    assert np.mean(lengths == span) > 0.5
+
+
+def batch(seed=0):
+    features = np.random.default_rng(seed).normal(size=(4, 20, 6)).astype(np.float32)
+    labels = np.zeros((4, 2), np.float32)
+    features = np.where(VALID[..., None], features, 0)
+    return {
+        "features": features, "num_frames": NUM_FRAMES, "labels": labels,
+        "weight": np.ones(4, np.float32), "segment": np.array([3, 8, 1, 40], np.int32),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def params():
+    return OBJECTIVE.init(jax.random.key(0), batch())
+
+
+@pytest.fixture(scope="module")
+def blind(params):
+    """Parameters whose head ignores the encoder, so that the features matter only as what is to be reconstructed."""
+    dense = {"kernel": jnp.zeros_like(params["head"]["Dense_0"]["kernel"]), "bias": jnp.arange(6.0)}
+    return {**params, "head": {**params["head"], "Dense_0": dense}}
+
+
+@jax.jit
+def loss(params, batch):
+    return OBJECTIVE.loss(params, batch, KEY)
+
+
+@jax.jit
+def predict(params, batch):
+    return OBJECTIVE.predict(params, batch)
+
+
+def masked_in_loss():
+    """The mask of the loss, found from outside: the steps whose features a blind reconstruction depends on."""
+    keys = jax.random.split(jax.random.split(KEY)[0], 4)
+    return np.asarray(jax.vmap(lambda k, n: span_mask(k, n, 20, 0.5, 3))(keys, NUM_FRAMES))
+
+
+def test_the_loss_counts_masked_valid_steps_and_nothing_else(blind):
+    masked, features = masked_in_loss(), batch()["features"]
+    total, count, scalars = loss(blind, batch())
+    per_step = np.abs(features - np.arange(6.0)).mean(-1)
+    assert count == masked.sum() and not (masked & ~VALID).any()
+    assert total == pytest.approx(per_step[masked].sum(), rel=1e-5)
+    assert scalars["loss_of_constant"] == pytest.approx(np.abs(features).mean(-1)[masked].sum(), rel=1e-5)
+
+
+def test_unmasked_and_padded_steps_are_no_target(blind):
+    masked, noise = masked_in_loss()[..., None], np.random.default_rng(1).normal(size=(4, 20, 6)).astype(np.float32)
+    total = loss(blind, batch())[0]
+    assert loss(blind, batch() | {"features": np.where(masked, batch()["features"], noise)})[0] == pytest.approx(total, rel=1e-6)
+    assert loss(blind, batch() | {"features": np.where(masked, noise, batch()["features"])})[0] != pytest.approx(total, rel=1e-3)
+
+
+def test_what_is_reconstructed_cannot_be_copied(params):
+    """Moving the target of masked steps by one moves an L1 loss by at most one a step, as it would were the prediction fixed."""
+    masked, features = masked_in_loss(), batch()["features"]
+    far = np.where(masked[..., None], features + 1000, features)
+    total, count, _ = loss(params, batch() | {"features": far})
+    predicted = OBJECTIVE._model.apply({"params": params}, features, NUM_FRAMES, masked, True)
+    assert total == pytest.approx(np.abs(predicted - far).mean(-1)[masked].sum(), rel=1e-5)
+    assert total / count > 990
+
+
+def test_padding_changes_neither_loss_nor_gradient(params):
+    noise = np.random.default_rng(1).normal(size=(4, 20, 6)).astype(np.float32)
+    noisy = batch() | {"features": np.where(VALID[..., None], batch()["features"], noise)}
+    gradient = jax.jit(jax.grad(lambda p, b: loss(p, b)[0]))
+    assert loss(params, noisy)[0] == pytest.approx(loss(params, batch())[0], rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient(params, noisy), gradient(params, batch()))
+
+
+def test_filler_rows_count_for_nothing(params):
+    weight = np.array([1, 0, 1, 1], np.float32)
+    other = batch()["features"].copy()
+    other[1] += 5
+    for a, b in zip(loss(params, batch() | {"weight": weight})[:2], loss(params, batch() | {"weight": weight, "features": other})[:2], strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
+    assert loss(params, batch() | {"weight": weight})[1] == masked_in_loss()[[0, 2, 3]].sum()
+
+
+def test_steps_draw_new_masks_but_an_evaluation_repeats_itself(params):
+    assert OBJECTIVE.loss(params, batch(), jax.random.key(1))[0] != OBJECTIVE.loss(params, batch(), jax.random.key(2))[0]
+    np.testing.assert_array_equal(predict(params, batch())["loss"], predict(params, batch())["loss"])
+
+
+def test_padding_and_the_other_rows_never_change_a_segments_outputs(params):
+    together = predict(params, batch())
+    longer = np.pad(batch()["features"], ((0, 0), (0, 12), (0, 0)), constant_values=9.0)
+    turned = {name: array[::-1] for name, array in batch().items()}
+    alone = [predict(params, {name: array[i : i + 1] for name, array in batch().items()}) for i in range(4)]
+    for name in ("loss", "loss_of_constant", "masked_steps"):
+        np.testing.assert_allclose(predict(params, batch() | {"features": longer})[name], together[name], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(predict(params, turned)[name][::-1], together[name], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose([a[name][0] for a in alone], together[name], rtol=1e-5, atol=1e-5)
+
+
+def test_metrics_are_global_means_beside_the_constants():
+    outputs = {"loss": np.array([6.0, 2.0]), "loss_of_constant": np.array([9.0, 3.0]), "masked_steps": np.array([3.0, 1.0])}
+    assert OBJECTIVE.metrics(outputs, np.zeros((2, 0)), None) == ({"loss": 2.0}, {})
+    assert OBJECTIVE.constant(outputs, np.zeros((2, 0)), np.zeros((5, 0))) == ({"loss": 3.0}, {})
+
+
+@pytest.mark.parametrize(("name", "expected"), [("l1", 2.0), ("l2", 4.0), ("huber", 1.5)])
+def test_the_configured_loss_is_taken(blind, name, expected):
+    objective = dataclasses.replace(OBJECTIVE, loss_name=name)
+    target = np.broadcast_to(np.arange(6.0, dtype=np.float32) + 2, (4, 20, 6))
+    total, count, _ = objective.loss(blind, batch() | {"features": target}, KEY)
+    assert total / count == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ratio", 0.0, "objective.ratio is 0.0"),
+        ("ratio", 1.0, "objective.ratio is 1.0"),
+        ("span", 0, "objective.span is 0"),
+        ("loss", "l3", "objective.loss is 'l3': choose one of l1, l2, huber"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field, value, message):
+    config = ml_collections.ConfigDict({"ratio": 0.5, "span": 3, "loss": "l1"} | {field: value})
+    with pytest.raises(UserError, match=message):
+        masked_timesteps.make(config, types.SimpleNamespace(), OBJECTIVE.encoder, 6)

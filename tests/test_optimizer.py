@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_emossl.errors import UserError
+from jax_emossl.optimizer import Optimizer, Rates
+
+OPTIMIZER = Optimizer(b2=0.98, weight_decay=0.1, clip_norm=1.0, warmup_steps=4, steps=20)
+
+
+def params(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "encoder": {"kernel": jnp.array(rng.normal(size=(3, 2)), jnp.float32), "bias": jnp.array(rng.normal(size=2), jnp.float32)},
+        "head": {"kernel": jnp.array(rng.normal(size=(2, 2)), jnp.float32)},
+    }
+
+
+def rates(strategy="full", learning_rate=0.1, encoder_factor=1.0, probe_steps=0):
+    return Rates.make(strategy, learning_rate, encoder_factor, probe_steps)
+
+
+def train(rates, steps, optimizer=OPTIMIZER, gradients=lambda step: params(step + 1)):
+    now = params()
+    state = optimizer.transformation().init(now)
+    for step in range(steps):
+        now, state = optimizer.apply(gradients(step), state, now, rates, jnp.int32(step))
+    return now
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_rate_warms_up_linearly_and_decays_to_zero():
+    sizes = np.array([OPTIMIZER.step_sizes(rates(), jnp.int32(step))[1] for step in range(20)])
+    np.testing.assert_allclose(sizes[:4], [0.025, 0.05, 0.075, 0.1], rtol=1e-5)
+    assert (np.diff(sizes[3:]) < 0).all()
+    assert sizes[11] == pytest.approx(0.05, rel=0.01)  # half-way through the cosine
+    assert sizes[-1] == pytest.approx(0, abs=1e-7)
+
+
+def test_full_training_is_optax_adamw():
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 4, 20)
+    adamw = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(lambda count: schedule(count + 1), b2=0.98, weight_decay=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+    )
+    now = params()
+    state = adamw.init(now)
+    for step in range(6):
+        updates, state = adamw.update(params(step + 1), state, now)
+        now = optax.apply_updates(now, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), train(rates(), 6), now)
+
+
+def test_weight_decay_spares_vectors():
+    after = train(rates(), 4, gradients=lambda _: jax.tree.map(jnp.zeros_like, params()))
+    assert_equal(after["encoder"]["bias"], params()["encoder"]["bias"])
+    assert (np.abs(after["encoder"]["kernel"]) < np.abs(params()["encoder"]["kernel"])).all()
+
+
+def test_a_huge_gradient_is_clipped():
+    clipped, plain = (train(rates(), 1, gradients=lambda _, k=k: jax.tree.map(lambda x: k * x, params(1))) for k in (1e6, 1e3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), clipped, plain)
+
+
+def test_frozen_leaves_the_encoder_bit_identical_and_trains_the_head():
+    after = train(rates("frozen"), 10)
+    assert_equal(after["encoder"], params()["encoder"])
+    assert np.abs(after["head"]["kernel"] - params()["head"]["kernel"]).min() > 0.01
+
+
+def test_probe_then_full_thaws_the_encoder_after_the_probe_with_a_warm_up_of_its_own():
+    plan = rates("probe-then-full", probe_steps=5)
+    assert_equal(train(plan, 5)["encoder"], params()["encoder"])
+    assert_equal(train(plan, 5)["head"], train(rates("frozen"), 5)["head"])
+    assert np.abs(train(plan, 6)["encoder"]["kernel"] - params()["encoder"]["kernel"]).max() > 1e-3
+    sizes = [OPTIMIZER.step_sizes(plan, jnp.int32(step)) for step in range(10)]
+    np.testing.assert_allclose([encoder / head for encoder, head in sizes], [0] * 5 + [0.25, 0.5, 0.75, 1, 1], rtol=1e-5)
+
+
+def test_full_ignores_the_probe_steps():
+    assert_equal(train(rates("full", probe_steps=5), 3), train(rates("full"), 3))
+
+
+def test_encoder_learns_slower_by_its_factor():
+    encoder, head = OPTIMIZER.step_sizes(rates(encoder_factor=0.2), jnp.int32(6))
+    assert encoder == pytest.approx(0.2 * float(head))
+
+
+def test_unknown_strategy_is_refused():
+    with pytest.raises(UserError, match="train.strategy is 'thaw': choose one of full, frozen, probe-then-full"):
+        rates("thaw")

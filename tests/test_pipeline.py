@@ -1,0 +1,94 @@
+"""Batches from memory and from tf.data: what they hold, and that they are equal."""
+
+import sys
+
+import numpy as np
+import pytest
+from make_corpus import Files
+
+from jax_emossl.data import corpus, prepared
+from jax_emossl.data.batches import Segments, in_memory
+from jax_emossl.data.frontend import Frontend
+from jax_emossl.data.indices import Sampler, Selection
+from jax_emossl.data.pipeline import tf_data
+from jax_emossl.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    files = Files(tmp_path_factory.mktemp("corpus"))
+    spans = np.array([[0, 1], [1, 1.3], [2, 4.37]])
+    files.write_labels({r: (labels, spans) for r, (labels, _) in files.label_entries.items()})
+    corpus.prepare(files.features, files.labels, files.folds, files.out, unlabelled=True)
+    return prepared.load(files.out)
+
+
+@pytest.fixture(scope="module")
+def frontend(loaded):
+    return Frontend(loaded.features, loaded.train_statistics, prior=180.0, clip=5.0, pool=2, stack=2)
+
+
+@pytest.fixture(scope="module")
+def segments(loaded, frontend):
+    return Segments(loaded, ["train", prepared.UNLABELLED], frontend)
+
+
+def test_rows_are_segments_seen_through_the_frontend(loaded, frontend, segments):
+    selection = Sampler(segments.lengths, 4).indices(0, 0)
+    batch = segments.gather(selection)
+    for row, s in enumerate(selection.segments):
+        steps = segments.steps(s)
+        assert batch["num_frames"][row] == len(steps) == segments.lengths[s]
+        np.testing.assert_array_equal(batch["features"][row, : len(steps)], steps)
+        assert not batch["features"][row, len(steps) :].any()
+    fold = loaded.folds["train"]
+    scaling = frontend.location_and_scale(loaded.statistics[fold.recordings[2]])
+    np.testing.assert_array_equal(segments.steps(2), frontend(fold.frames[fold.offsets[2] : fold.offsets[3]], *scaling))
+
+
+def test_a_crop_is_a_piece_of_the_whole(segments):
+    whole = segments.steps(2)
+    crop = Selection(np.array([2]), np.array([7]), np.ones(1, np.float32), 20)
+    np.testing.assert_allclose(segments.gather(crop)["features"][0], whole[7:27], rtol=1e-6)
+
+
+def test_unlabelled_segments_have_labels_of_0(loaded, segments):
+    labelled = len(loaded.folds["train"])
+    assert len(segments) > labelled
+    assert not segments.labels[labelled:].any()
+
+
+def test_a_subset_keeps_those_segments(loaded, frontend):
+    few = Segments(loaded, ["train"], frontend, np.array([4, 1]))
+    whole = Segments(loaded, ["train"], frontend)
+    np.testing.assert_array_equal(few.labels, whole.labels[[4, 1]])
+    np.testing.assert_array_equal(few.steps(0), whole.steps(4))
+
+
+@pytest.mark.parametrize("crop", [0, 10])
+@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
+def test_tf_data_equals_memory_batch_for_batch(segments, crop, process):
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    sampler = Sampler(segments.lengths, 4, crop)
+    expected = list(in_memory(segments, sampler, 3, 2, 11, process))
+    batches = list(tf_data(segments, sampler, 3, 2, 11, process))
+    assert len(batches) == len(expected) == 9
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            assert batch[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_the_processes_batches_tile_the_whole(segments):
+    sampler = Sampler(segments.lengths, 4, 10)
+    whole = next(in_memory(segments, sampler, 0, 0, 1))
+    parts = [next(in_memory(segments, sampler, 0, 0, 1, (p, 2))) for p in range(2)]
+    for name in whole:
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+def test_without_tensorflow_tf_data_says_so(segments, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match="TensorFlow is not installed"):
+        next(tf_data(segments, Sampler(segments.lengths, 4), 0, 0, 1))
