@@ -21,13 +21,14 @@ def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
     compare.strategies = ("probe-then-full",)  # likewise
 
     if corpus == "demo":
+        config.model.width = 32
+        config.model.layers = 2
         config.data.stack = 4  # 12.5 model steps a second
         config.data.bucket_growth = 2.0
         config.pretrain.objective.span = 10
-        config.pretrain.train.steps = 800
+        config.pretrain.train.steps = 1500
         config.pretrain.train.crop = 48
         config.finetune.train.steps = 120
         config.finetune.train.probe_steps = 40
-        config.finetune.train.eval_every = 10
-        config.finetune.train.patience = 0
+        config.finetune.train.eval_every = 20
     return config

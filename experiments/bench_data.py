@@ -2,7 +2,7 @@
 
 nemo      loading and aligning nEMO, ours beside the CMU Multimodal SDK's, in turns (needs cmu-multimodal-sdk)
 mosei     python -m jax_emossl.prepare on a corpus with CMU-MOSEI's real videos, segments and folds, but generated
-          values of 74 dimensions at 100 Hz (about 6 GB; twice that is needed in --tmp for a while)
+          values of 74 dimensions at 100 Hz, each video up to its last segment: 68 h (8 GB, and as much for the result)
 pipeline  frames per second that the loaders deliver from that corpus, and that the train step consumes
 
 Both corpora are looked for in $EMOSSL_DATA (nemo/ and mosei/segments.csv). All runs on at most 2 cores, so that the
@@ -38,7 +38,6 @@ _RATE = 100  # frames per second
 _DIMENSIONS = 74
 _ROUNDS = 3
 _SMALL_VIDEOS = 30
-_TAIL = 6.0  # seconds of video after the last segment, which brings the whole to about the real 68 h
 _TRAIN_STEPS = 10
 
 
@@ -56,7 +55,7 @@ def load_and_align(features: str, labels: str) -> dict:
             frames, intervals, _ = align.sort_by_start(*frame_file.read(recording))
             for index, positions in enumerate(align.overlapping(intervals, label_file.intervals(recording))):
                 if len(positions):
-                    segments[f"{recording}[{index}]"] = frames[positions], intervals[positions]
+                    segments[f"{recording}[{index}]"] = align.take(frames, positions), align.take(intervals, positions)
     return {"seconds": time.perf_counter() - start, **_count(frames for frames, _ in segments.values())}
 
 
@@ -124,9 +123,7 @@ def training(config_name: str, folder: str) -> dict:
     for _ in range(2):  # the first round compiles every length
         start = time.perf_counter()
         for step, batch in enumerate(batches):
-            params, opt_state, sums = train_step(
-                experiment.objective, optimizer, rates, params, opt_state, jnp.int32(step), batch, key
-            )
+            params, opt_state, sums = train_step(experiment.objective, optimizer, rates, params, opt_state, jnp.int32(step), batch, key)
         jax.block_until_ready((params, sums))
         seconds = time.perf_counter() - start
     frames = sum(_frames(batch, experiment) for batch in host)
@@ -203,7 +200,7 @@ def write_mosei(folder: Path, videos: dict[str, list[dict]]) -> list[str]:
 
     def features():
         for video, rows in videos.items():
-            number = int((max(float(row["end"]) for row in rows) + _TAIL) * _RATE)
+            number = int(max(float(row["end"]) for row in rows) * _RATE)
             frames = rng.standard_normal((number, _DIMENSIONS), np.float32)
             frames[rng.random(number) < 0.01, 3] = -np.inf
             times = np.arange(number + 1) / _RATE
@@ -253,7 +250,9 @@ def bench_nemo(features: Path, labels: Path, rounds: int) -> dict:
     result["ratio"] = theirs["seconds"] / ours["seconds"]
     print(f"\nload + align of {features.name}, median of {rounds}:")
     for who, run in (("jax_emossl", ours), ("CMU SDK", theirs)):
-        print(f"  {who:<10}  {run['seconds']:8.2f} s  {run['peak_mb']:7.0f} MB peak  {run['segments']:,} segments, {run['frames']:,} frames")
+        print(
+            f"  {who:<10}  {run['seconds']:8.2f} s  {run['peak_mb']:7.0f} MB peak  {run['segments']:,} segments, {run['frames']:,} frames"
+        )
     print(f"  jax_emossl is {result['ratio']:.0f} times faster")
     return result
 

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from jax_emossl import checkpoint, objectives
+from jax_emossl import checkpoint, mesh, objectives
 from jax_emossl.checkpoint import EncoderCard
 from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.batches import Segments
@@ -18,6 +18,7 @@ from jax_emossl.data.prepared import UNLABELLED, Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.model import TransformerEncoder
 from jax_emossl.objectives import Objective, Params
+from jax_emossl.optimizer import STRATEGIES
 
 _FRONTEND_FIELDS = {"norm_prior": "prior", "clip": "clip", "pool": "pool", "stack": "stack"}
 
@@ -62,6 +63,8 @@ def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None, front
     Raises:
       UserError: the config contradicts itself, the corpus or the checkpoint.
     """
+    mesh.check_batch_size(config.train.batch_size)
+    objectives.check_choice("train.strategy", config.train.strategy, STRATEGIES)
     corpus = corpus or corpora.load(config.data)
     model = config.model
     if min(model.width, model.layers, model.heads) < 1 or model.width % (2 * model.heads):
@@ -96,12 +99,7 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
             raise UserError(
                 f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}."
             )
-    held_out = {r for fold in ("valid", "test") for r in corpus.fold(fold).recordings}
-    leaked = sorted(held_out & set(card.recordings))
-    if card.corpus == corpus.name and leaked:
-        raise UserError(
-            f"{source} was trained on recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds."
-        )
+    check_held_out(card, corpus, source)
     for field, attribute in _FRONTEND_FIELDS.items():
         value = getattr(card.frontend, attribute)
         if config.data[field] != value:
@@ -109,3 +107,13 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
             config.data[field] = value
     _, params = checkpoint.load_best_params(source)
     return card.frontend, params["encoder"]
+
+
+def check_held_out(card: EncoderCard, corpus: Corpus, source: Path) -> None:
+    """Refuses folds that hold out a recording on which the encoder of `source` was trained."""
+    held_out = {r for fold in ("valid", "test") for r in corpus.fold(fold).recordings}
+    leaked = sorted(held_out & set(card.recordings))
+    if leaked:
+        raise UserError(
+            f"{source} was trained on recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds."
+        )

@@ -54,13 +54,16 @@ def run(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; a mistake in them is the user's."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _ = _CONFIG.value.task  # a file that cannot be loaded says so only when it is looked into
+        return rest
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(f"{' '.join(str(error).split()).rstrip('.')}: configs/default.py lists the fields, --help the flags.") from error
     except (AttributeError, KeyError) as error:
         raise UserError(f"{_unknown_field(argv, error)}: configs/default.py lists the fields.") from error
     except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise UserError(f"The config cannot be loaded: {str(error).strip().splitlines()[-1]}.") from error
+        raise UserError(f"The config cannot be loaded ({str(error).strip().splitlines()[-1].strip()}): name one of the files in configs.") from error
 
 
 def _unknown_field(argv: Sequence[str], error: Exception) -> str:

@@ -15,7 +15,7 @@ from sklearn import metrics as sklearn_metrics
 
 MAX_INTENSITY = 3
 LOWER_IS_BETTER = frozenset({"loss", "mae", "mae_positive"})
-UNSEEN = -1  # category of a segment whose class the training fold does not have
+UNSEEN = -1  # category, like all below it, of a class that the training fold does not have
 
 Report = tuple[dict, dict[str, str]]
 """Metrics (numbers, None, or nested per emotion) and, for every None, the reason under its name."""
@@ -33,7 +33,7 @@ def four_class(intensity: Float[np.ndarray, "*s"]) -> Int[np.ndarray, "*s"]:
     return np.floor(np.clip(intensity, 0, MAX_INTENSITY) + 0.5).astype(int)
 
 
-def concordance(predicted: Float[np.ndarray, s], true: Float[np.ndarray, s]) -> float | None:
+def concordance(predicted: Float[np.ndarray, "s"], true: Float[np.ndarray, "s"]) -> float | None:
     """Lin's concordance correlation coefficient (Lin 1989, Biometrics 45); None where both are one constant."""
     predicted, true = predicted.astype(np.float64), true.astype(np.float64)
     denominator = predicted.var() + true.var() + (predicted.mean() - true.mean()) ** 2
@@ -160,17 +160,17 @@ def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Fl
     return _over_emotions(per_emotion, labels, undefined)
 
 
-def _constant_report(label: Float[np.ndarray, s], constant: float, always: bool) -> Report:
+def _constant_report(label: Float[np.ndarray, "s"], constant: float, always: bool) -> Report:
     score = np.full(len(label), float(constant))
     return _emotion_report(score, score, label, threshold=-1.0 if always else MAX_INTENSITY + 1.0)
 
 
-def category_report(scores: Float[np.ndarray, "s c"], target: Int[np.ndarray, s], classes: Sequence[str]) -> Report:
+def category_report(scores: Float[np.ndarray, "s c"], target: Int[np.ndarray, "s"], classes: Sequence[str]) -> Report:
     """Metrics of predicted categories.
 
     Args:
       scores: logits or probabilities; the prediction is their argmax.
-      target: positions in `classes`, or `UNSEEN`, which no prediction matches.
+      target: positions in `classes`; `UNSEEN` or below for others, which no prediction matches.
 
     Recall and F1 are averaged over the classes present in the fold; `confusion` has true classes in rows.
     """
@@ -180,13 +180,13 @@ def category_report(scores: Float[np.ndarray, "s c"], target: Int[np.ndarray, s]
         warnings.simplefilter("ignore")  # a class that is never predicted has precision 0, as meant
         recall = sklearn_metrics.recall_score(target, predicted, labels=present, average=None, zero_division=0)
         f1 = sklearn_metrics.f1_score(target, predicted, labels=present, average="macro", zero_division=0)
-    per_emotion = {classes[c]: {"recall": float(r)} for c, r in zip(present, recall, strict=True) if c != UNSEEN}
+    per_emotion = {classes[c]: {"recall": float(r)} for c, r in zip(present, recall, strict=True) if c > UNSEEN}
     undefined = {}
     for name in classes:
         if name not in per_emotion:
             per_emotion[name] = {"recall": None}
             undefined[f"per_emotion.{name}.recall"] = "no segment of the fold has the class"
-    known = target != UNSEEN
+    known = target > UNSEEN
     confusion = sklearn_metrics.confusion_matrix(target[known], predicted[known], labels=range(len(classes))) if known.any() else None
     if confusion is None:
         undefined["confusion"] = "no segment of the fold has a class of the training fold"
@@ -200,7 +200,7 @@ def category_report(scores: Float[np.ndarray, "s c"], target: Int[np.ndarray, s]
     return report, undefined
 
 
-def constant_category_report(target: Int[np.ndarray, s], train_target: Int[np.ndarray, n], classes: Sequence[str]) -> Report:
+def constant_category_report(target: Int[np.ndarray, "s"], train_target: Int[np.ndarray, "n"], classes: Sequence[str]) -> Report:
     """What always answering the training fold's commonest class reaches: the best constant for all metrics."""
     commonest = np.bincount(train_target, minlength=len(classes)).argmax()
     return category_report(np.tile(np.eye(len(classes))[commonest], (len(target), 1)), target, classes)

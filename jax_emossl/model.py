@@ -16,7 +16,7 @@ _MASKED_SCORE = -1e9
 _ROTARY_BASE = 1000.0
 
 
-def valid_steps(num_frames: Int[Array, b], length: int) -> Bool[Array, "b t"]:
+def valid_steps(num_frames: Int[Array, "b"], length: int) -> Bool[Array, "b t"]:
     """True for the first `num_frames` steps of every row, False for padding."""
     return jnp.arange(length) < num_frames[:, None]
 
@@ -101,7 +101,7 @@ class TransformerEncoder(nn.Module):
     def __call__(
         self,
         features: Float[Array, "b t d"],
-        num_frames: Int[Array, b],
+        num_frames: Int[Array, "b"],
         masked: Bool[Array, "b t"] | None = None,
         deterministic: bool = True,
     ) -> list[Float[Array, "b t w"]]:
@@ -126,7 +126,7 @@ class Reconstruction(nn.Module):
         return Dense(dimension)(nn.LayerNorm()(outputs[-1]))
 
 
-def pool_statistics(outputs: Sequence[Float[Array, "b t w"]], num_frames: Int[Array, b]) -> Float[Array, "b p"]:
+def pool_statistics(outputs: Sequence[Float[Array, "b t w"]], num_frames: Int[Array, "b"]) -> Float[Array, "b p"]:
     """Mean and standard deviation over the valid steps of every layer's output, P = 2 (L + 1) W."""
     stream = jnp.concatenate(list(outputs), -1)
     valid = valid_steps(num_frames, stream.shape[1])[..., None]
@@ -148,7 +148,7 @@ class SegmentHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, outputs: Sequence[Float[Array, "b t w"]], num_frames: Int[Array, b], deterministic: bool = True
+        self, outputs: Sequence[Float[Array, "b t w"]], num_frames: Int[Array, "b"], deterministic: bool = True
     ) -> Float[Array, "b o"]:
         pooled = pool_statistics(outputs, num_frames)
         location = self.param("location", nn.initializers.zeros, (pooled.shape[-1],))

@@ -22,7 +22,7 @@ segment dropped, value repaired and intensity clipped. DIR appears whole or not 
 
 example, CMU-MOSEI with its standard folds (they come with: pip install cmu-multimodal-sdk):
   python -m jax_emossl.prepare --features CMU_MOSEI_COVAREP.csd --labels CMU_MOSEI_Labels.csd \\
-      --folds cmu_mosei --out prepared/mosei --unlabelled
+      --folds cmu_mosei --out prepared/mosei --name mosei --unlabelled
   python -m jax_emossl.main --config=configs/pretrain.py:mosei --config.data.prepared=prepared/mosei
 """
 

@@ -12,7 +12,7 @@ import pytest
 from jax_emossl import workdir
 from jax_emossl.data import corpus, prepared
 from jax_emossl.data.corpora import demo
-from jax_emossl.tasks import train
+from jax_emossl.tasks import compare, train
 
 ROOT = Path(__file__).parents[1]
 FOLDS = {"train": 6, "valid": 3, "test": 3}
@@ -96,3 +96,25 @@ def pretraining(tiny_config, trained):
 def finetuning(tiny_config, trained, pretraining):
     """Workdir of a tiny fine-tuning from that pretraining."""
     return trained(tiny_config("finetune", init_from=str(pretraining)))[0]
+
+
+@pytest.fixture(scope="session")
+def comparison_config(tiny_config):
+    """A quickstart of 8 cells: two arms, two label counts, two seeds."""
+    from configs import quickstart
+
+    config = quickstart.get_config()
+    for part, name in (("pretrain", "pretrain"), ("finetune", "finetune")):
+        whole = tiny_config(name)
+        config.data, config.model = whole.data, whole.model
+        config[part].objective, config[part].train = whole.objective, whole.train
+    config.compare.update({"label_counts": (12, 0), "seeds": 2, "learning_rates": (1e-3,)})
+    return config
+
+
+@pytest.fixture(scope="session")
+def comparison(comparison_config, tmp_path_factory):
+    """Workdir and rows of that comparison."""
+    folder = tmp_path_factory.mktemp("comparison")
+    workdir.enter(folder, comparison_config)
+    return folder, compare.run(comparison_config, folder)

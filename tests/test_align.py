@@ -50,6 +50,12 @@ def test_outside_are_the_frames_of_no_segment():
     assert align.outside(frames, inside).tolist() == [0, 3, 4, 5]
 
 
+@pytest.mark.parametrize("positions", [[], [2], [1, 2, 3], [0, 2, 3]])
+def test_take_is_indexing(positions):
+    rows = np.arange(10).reshape(5, 2)
+    np.testing.assert_array_equal(align.take(rows, np.array(positions, int)), rows[np.array(positions, int)])
+
+
 def test_average_gives_the_time_its_frames_cover():
     frames = np.array([[0, 1], [1, 2], [2, 3], [9, 10]], float)
     values = np.arange(4, dtype=np.float32)[:, None]

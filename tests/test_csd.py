@@ -61,3 +61,40 @@ def test_links_to_other_files_are_not_followed(tmp_path):
         file["root/data/a"] = h5py.ExternalLink("secret.csd", "root/data/a")
     with csd.Sequence(tmp_path / "x.csd") as sequence, pytest.raises(UserError, match="no group 'root/data/a'"):
         sequence.read("a")
+
+
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"compression": "gzip", "shuffle": True}, {"compression": "lzf"}, {}])
+def test_compressed_chunks_are_read_like_plain_ones(tmp_path, options):
+    frames, intervals = recording(0, 50)
+    csd.write(tmp_path / "x.csd", "root", [("a", frames, intervals)])
+    with h5py.File(tmp_path / "x.csd", "a") as file:
+        del file["root/data/a/features"]
+        data = file.create_dataset("root/data/a/features", frames.shape, "<f4", chunks=(16, 2), **options)
+        data[:20], data[20:] = frames[:20], frames[20:]
+    with csd.Sequence(tmp_path / "x.csd") as sequence:
+        np.testing.assert_array_equal(sequence.read("a")[0], frames)
+
+
+def test_chunks_that_were_never_written_hold_the_fill_value(tmp_path):
+    csd.write(tmp_path / "x.csd", "root", [("a", *recording(0, 50))])
+    with h5py.File(tmp_path / "x.csd", "a") as file:
+        del file["root/data/a/features"]
+        data = file.create_dataset("root/data/a/features", (50, 3), "<f4", chunks=(16, 2), compression="gzip", fillvalue=7)
+        data[:5] = 1
+    with csd.Sequence(tmp_path / "x.csd") as sequence:
+        features = sequence.read("a")[0]
+    assert (features[:5] == 1).all() and (features[5:] == 7).all()
+
+
+def test_a_damaged_chunk_is_refused_with_its_entry(tmp_path):
+    csd.write(tmp_path / "x.csd", "root", [("a", *recording(0, 50))])
+    with h5py.File(tmp_path / "x.csd", "a") as file:
+        del file["root/data/a/features"]
+        data = file.create_dataset("root/data/a/features", (50, 3), "<f4", chunks=(50, 3), compression="gzip")
+        data[:] = recording(0, 50)[0]
+        where = data.id.get_chunk_info(0)
+    with open(tmp_path / "x.csd", "r+b") as file:
+        file.seek(where.byte_offset)
+        file.write(b"\xff" * where.size)
+    with csd.Sequence(tmp_path / "x.csd") as sequence, pytest.raises(UserError, match="entry 'a', cannot be read"):
+        sequence.read("a")

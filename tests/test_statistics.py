@@ -74,7 +74,11 @@ def test_json_round_trip():
 
 @pytest.mark.parametrize(
     "table",
-    [{"mean": [1], "variance": [1, 2], "seconds": 1}, {"mean": [1], "variance": [-1], "seconds": 1}, {"mean": [1], "variance": [1], "seconds": -1}],
+    [
+        {"mean": [1], "variance": [1, 2], "seconds": 1},
+        {"mean": [1], "variance": [-1], "seconds": 1},
+        {"mean": [1], "variance": [1], "seconds": -1},
+    ],
 )
 def test_damaged_json_is_refused(table):
     with pytest.raises(ValueError, match="statistics"):

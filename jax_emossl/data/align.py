@@ -19,7 +19,7 @@ def sort_by_start(
     return features[order], intervals[order], True
 
 
-def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s 2"]) -> list[Int[np.ndarray, k]]:
+def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s 2"]) -> list[Int[np.ndarray, "k"]]:
     """For each segment, the frames whose interval overlaps it by more than `EPSILON` seconds.
 
     Args:
@@ -41,7 +41,14 @@ def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s
     return found
 
 
-def outside(frames: Float[np.ndarray, "n 2"], inside: list[Int[np.ndarray, k]]) -> Int[np.ndarray, m]:
+def take(rows: Float[np.ndarray, "n d"], positions: Int[np.ndarray, "k"]) -> Float[np.ndarray, "k d"]:
+    """`rows[positions]` for ascending positions; a view where they follow one another, as frames of a segment mostly do."""
+    if len(positions) and positions[-1] - positions[0] == len(positions) - 1:
+        return rows[positions[0] : positions[-1] + 1]
+    return rows[positions]
+
+
+def outside(frames: Float[np.ndarray, "n 2"], inside: list[Int[np.ndarray, "k"]]) -> Int[np.ndarray, "m"]:
     """Positions of the frames that none of the segments in `inside` (from `overlapping`) holds."""
     free = np.ones(len(frames), bool)
     for positions in inside:

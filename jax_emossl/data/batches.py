@@ -23,7 +23,7 @@ class Segments:
       recordings: S recording ids.
     """
 
-    def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend, subset: Int[np.ndarray, n] | None = None):
+    def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend, subset: Int[np.ndarray, "n"] | None = None):
         """`subset` keeps some of the segments of the folds together, by position."""
         parts = [corpus.fold(name) for name in folds]
         self._frontend = frontend

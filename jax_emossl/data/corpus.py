@@ -55,10 +55,7 @@ class Account:
                 examples.append(example)
 
     def rows(self) -> list[dict]:
-        return [
-            {"reason": reason, "count": count, "examples": self._examples[reason]}
-            for reason, count in sorted(self._count.items())
-        ]
+        return [{"reason": reason, "count": count, "examples": self._examples[reason]} for reason, count in sorted(self._count.items())]
 
 
 def read_folds(folds: str | Path) -> dict[str, list[str]]:
@@ -92,13 +89,9 @@ def _standard_mosei_folds() -> dict[str, list[str]]:
     source = "mmdatasdk/dataset/standard_datasets/CMU_MOSEI/cmu_mosei_std_folds.py"
     source = package and Path(package.submodule_search_locations[0]) / source
     if not (source and source.is_file()):
-        raise UserError(
-            "The standard CMU-MOSEI folds come with the CMU SDK: pip install cmu-multimodal-sdk, or give --folds a JSON file."
-        )
+        raise UserError("The standard CMU-MOSEI folds come with the CMU SDK: pip install cmu-multimodal-sdk, or give --folds a JSON file.")
     assigned = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in ast.parse(source.read_text()).body
-        if isinstance(node, ast.Assign)
+        node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source.read_text()).body if isinstance(node, ast.Assign)
     }
     return {fold: assigned[f"standard_{fold}_fold"] for fold in prepared.FOLDS}
 
@@ -211,9 +204,7 @@ class _Builder:
         self.account = Account()
         for other in (labels, words):
             if other and not set(features.ids) & set(other.ids):
-                raise UserError(
-                    f"{features.path} and {other.path} have no recording id in common: check that they belong to one corpus."
-                )
+                raise UserError(f"{features.path} and {other.path} have no recording id in common: check that they belong to one corpus.")
         self.columns, self.emotions = self._label_columns(label_names)
         self.usable, self.dimension = self._usable_recordings()
         self.feature_names = self._feature_names()
@@ -233,9 +224,7 @@ class _Builder:
                 )
             names = list(MOSEI_COLUMNS)
         if len(names) != width or len(set(names)) != width:
-            raise UserError(
-                f"{self.labels.path} has {width} label columns, so {width} different names are needed, not {', '.join(names)}."
-            )
+            raise UserError(f"{self.labels.path} has {width} label columns, so {width} different names are needed, not {', '.join(names)}.")
         self.label_width = width
         columns = [i for i, name in enumerate(names) if name != "sentiment"]
         if not columns:
@@ -308,9 +297,7 @@ class _Builder:
         (out / "corpus.json").write_text(json.dumps(corpus, indent=1, allow_nan=False), encoding="utf-8")
         return summary
 
-    def _add(
-        self, recording: str, segments: _FoldWriter, unlabelled: _FoldWriter | None, statistics: dict[str, Statistics]
-    ) -> None:
+    def _add(self, recording: str, segments: _FoldWriter, unlabelled: _FoldWriter | None, statistics: dict[str, Statistics]) -> None:
         """Writes a recording's segments and, where wanted, its stretches outside them; notes its statistics."""
         number = self.labels.shape(recording)[0] if recording in self.labels else 0
         if not number:
@@ -327,13 +314,13 @@ class _Builder:
         inside = align.overlapping(intervals, spans)
         for index, positions in enumerate(inside):
             if len(positions):
-                segments.add(recording, index, spans[index], frames[positions], labels[index])
+                segments.add(recording, index, spans[index], align.take(frames, positions), labels[index])
             else:
                 self.account.add("segments dropped: no frames", f"{recording}[{index}]")
         if unlabelled:
             for index, positions in enumerate(_chunks(intervals, align.outside(intervals, inside))):
                 span = (intervals[positions[0], 0], intervals[positions[-1], 1])
-                unlabelled.add(recording, index, span, frames[positions], np.zeros(0))
+                unlabelled.add(recording, index, span, align.take(frames, positions), np.zeros(0))
 
     def _read_labels(self, recording: str) -> tuple[Float[np.ndarray, "s e"], Float[np.ndarray, "s 2"]]:
         """Intensities of the emotions, clipped to what a listener can give, and the segments' seconds."""

@@ -41,10 +41,10 @@ class Frontend:
     def frames_per_step(self) -> int:
         return self.pool * self.stack
 
-    def num_steps(self, num_frames: Int[np.ndarray, s]) -> Int[np.ndarray, s]:
+    def num_steps(self, num_frames: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
         return -(-num_frames // self.frames_per_step)
 
-    def location_and_scale(self, recording: Statistics) -> tuple[Float[np.ndarray, f], Float[np.ndarray, f]]:
+    def location_and_scale(self, recording: Statistics) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "f"]]:
         """What to subtract and what to divide by for one recording; constant dimensions are left at 0."""
         shrunk = recording.shrunk(self.train, self.prior)
         location = np.nan_to_num(shrunk.mean)
@@ -53,7 +53,7 @@ class Frontend:
         return location.astype(np.float32), np.where(constant, np.inf, deviation).astype(np.float32)
 
     def __call__(
-        self, frames: Float[np.ndarray, "n f"], location: Float[np.ndarray, f], scale: Float[np.ndarray, f]
+        self, frames: Float[np.ndarray, "n f"], location: Float[np.ndarray, "f"], scale: Float[np.ndarray, "f"]
     ) -> Float[np.ndarray, "t d"]:
         """Model steps of n frames; the last pool averages the frames there are, the last stack is filled with 0."""
         normal = np.clip((frames - location) / scale, -self.clip, self.clip)

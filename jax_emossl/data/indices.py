@@ -26,9 +26,9 @@ class Selection:
       length: model steps to which every row is padded or cropped.
     """
 
-    segments: Int[np.ndarray, b]
-    starts: Int[np.ndarray, b]
-    weight: Float[np.ndarray, b]
+    segments: Int[np.ndarray, "b"]
+    starts: Int[np.ndarray, "b"]
+    weight: Float[np.ndarray, "b"]
     length: int
 
     def shard(self, process: int, processes: int) -> Selection:
@@ -60,7 +60,7 @@ class Sampler:
       growth: ratio of successive padded lengths (see `padded_length`).
     """
 
-    lengths: Int[np.ndarray, s]
+    lengths: Int[np.ndarray, "s"]
     batch_size: int
     crop: int = 0
     growth: float = 1.25
@@ -94,7 +94,7 @@ class Sampler:
     def _padded(self, length: int) -> int:
         return self.crop or padded_length(int(length), self.growth)
 
-    def _select(self, segments: Int[np.ndarray, b], rng: np.random.Generator | None) -> Selection:
+    def _select(self, segments: Int[np.ndarray, "b"], rng: np.random.Generator | None) -> Selection:
         missing = self.batch_size - len(segments)
         weight = np.concatenate([np.ones(len(segments), np.float32), np.zeros(missing, np.float32)])
         segments = np.concatenate([segments, np.repeat(segments[:1], missing)])

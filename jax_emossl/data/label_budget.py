@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from jax_emossl.errors import UserError
 
 
-def choose(labels: Float[np.ndarray, "s e"], num_labels: int, seed: int) -> Int[np.ndarray, n]:
+def choose(labels: Float[np.ndarray, "s e"], num_labels: int, seed: int) -> Int[np.ndarray, "n"]:
     """Positions of a seeded, stratified choice of segments; a smaller budget's choice is a prefix of a larger's.
 
     Greedily, the next segment comes from the stratum (an emotion present, or neutral: no emotion) that is

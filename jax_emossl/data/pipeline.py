@@ -23,7 +23,9 @@ def tf_data(segments: Segments, sampler: Sampler, seed: int, start: int, stop: i
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise UserError("data.loader is 'tf.data', but TensorFlow is not installed: install it or give --config.data.loader=memory.") from error
+        raise UserError(
+            "data.loader is 'tf.data', but TensorFlow is not installed: install it or give --config.data.loader=memory."
+        ) from error
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
     example = segments.gather(sampler.indices(seed, start).shard(*process))

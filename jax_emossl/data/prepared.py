@@ -34,10 +34,10 @@ class Fold:
     """Ragged frames of S segments, with their labels and origin."""
 
     frames: Float[np.ndarray, "n f"]
-    offsets: Int[np.ndarray, s+1]
+    offsets: Int[np.ndarray, "s+1"]
     labels: Float[np.ndarray, "s e"]
     recordings: list[str]
-    indices: Int[np.ndarray, s]
+    indices: Int[np.ndarray, "s"]
     intervals: Float[np.ndarray, "s 2"]
 
     def __len__(self) -> int:

@@ -33,10 +33,10 @@ class Statistics:
     `count` is the number of values behind each; only pooling needs it, and it is not stored.
     """
 
-    mean: Float[np.ndarray, f]
-    variance: Float[np.ndarray, f]
+    mean: Float[np.ndarray, "f"]
+    variance: Float[np.ndarray, "f"]
     seconds: float
-    count: Float[np.ndarray, f] | None = None
+    count: Float[np.ndarray, "f"] | None = None
 
     @classmethod
     def of(
@@ -98,5 +98,5 @@ class Statistics:
         return cls(mean, variance, seconds)
 
 
-def _numbers(values: Float[np.ndarray, f]) -> list[float | None]:
+def _numbers(values: Float[np.ndarray, "f"]) -> list[float | None]:
     return [None if np.isnan(v) else float(v) for v in values]

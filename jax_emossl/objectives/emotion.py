@@ -77,7 +77,7 @@ class _Emotion:
     def predict(self, params: Params, batch: Batch) -> Outputs:
         return {"scores": self._model.apply({"params": params}, batch["features"], batch["num_frames"], True)}
 
-    def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, b]:
+    def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
         raise NotImplementedError
 
 
@@ -101,9 +101,10 @@ class Intensity(_Emotion):
 class Category(_Emotion):
     """Softmax over the classes of the training fold; neutral is the segment without any emotion."""
 
-    def _position(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, s]:
-        place = {name: i for i, name in enumerate(self.classes)}
-        return np.array([place.get(name, metrics.UNSEEN) for name in category_names(labels, self.emotions)], int)
+    def _position(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, "s"]:
+        unseen = [name for name in (NEUTRAL, *self.emotions) if name not in self.classes]
+        place = {name: i for i, name in enumerate(self.classes)} | {name: metrics.UNSEEN - i for i, name in enumerate(unseen)}
+        return np.array([place[name] for name in category_names(labels, self.emotions)], int)
 
     def _row_loss(self, scores, labels):
         columns = jnp.array([self.classes.index(e) if e in self.classes else 0 for e in self.emotions])

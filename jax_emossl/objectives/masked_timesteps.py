@@ -20,7 +20,7 @@ from jax_emossl.model import Reconstruction, TransformerEncoder, valid_steps
 from jax_emossl.objectives import Batch, Outputs, Params, check_choice, regression_loss
 
 
-def span_mask(key: jax.Array, num_frames: Int[Array, ""], length: int, ratio: float, span: int) -> Bool[Array, t]:
+def span_mask(key: jax.Array, num_frames: Int[Array, ""], length: int, ratio: float, span: int) -> Bool[Array, "t"]:
     """Masks about `ratio` of one row's valid steps, in spans of `span` steps.
 
     The row is cut into spans at a random phase and a random choice of them is masked, so that neighbouring
@@ -69,7 +69,7 @@ class MaskedTimesteps:
         params = self._model.init(key, batch["features"][:1], batch["num_frames"][:1], None, True)["params"]
         return params if encoder is None else {**params, "encoder": encoder}
 
-    def _sums(self, params: Params, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> tuple[Float[Array, b], ...]:
+    def _sums(self, params: Params, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> tuple[Float[Array, "b"], ...]:
         """Per row: summed loss over masked steps, the same for a prediction of 0 (the mean), and their number."""
         features, num_frames = batch["features"], batch["num_frames"]
         length = features.shape[1]

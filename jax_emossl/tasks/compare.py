@@ -10,6 +10,7 @@ import ml_collections
 from tqdm import tqdm
 
 from jax_emossl import metrics, report, results, workdir
+from jax_emossl.data import corpora
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import Experiment, build
 from jax_emossl.tasks import train
@@ -20,12 +21,12 @@ _ARMS = ("pretrained", "scratch")
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (arm, label count, seed) that `out` does not hold yet; returns all rows."""
+    cells = list(_cells(config, len(corpora.load(config.data).fold("train"))))
     pretraining = out / "pretrain"
     pretrain_config = _part(config, "pretrain")
     workdir.enter(pretraining, pretrain_config)
     train.run(pretrain_config, pretraining)
     first = build(_part(config, "finetune", init_from=str(pretraining)))
-    cells = list(_cells(config, len(first.corpus.fold("train"))))
     file = out / results.RESULTS_FILE
     rows = results.read(file)["runs"] if file.exists() else []
     done = {(r["arm"], r["num_labels"], r["seed"]) for r in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import ml_collections
@@ -9,7 +10,7 @@ import ml_collections
 from jax_emossl import checkpoint, mesh, results, workdir
 from jax_emossl.data.prepared import FOLDS
 from jax_emossl.errors import UserError
-from jax_emossl.experiment import build
+from jax_emossl.experiment import build, check_held_out
 from jax_emossl.predict import predict
 from jax_emossl.tasks import train
 from jax_emossl.train import Fitted
@@ -24,17 +25,20 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     source = Path(config.init_from)
     card = checkpoint.EncoderCard.load(source)
     trained = workdir.read_config(source)
-    trained.init_from = ""
-    trained.data.update({field: value for field, value in config.data.items() if value})
+    pretrained, trained.init_from = bool(trained.init_from), ""
+    trained.data.update(_replaced(config.data))
     experiment = build(trained, frontend=card.frontend)
     card.frontend.check_features(experiment.corpus.features, source)
-    unknown = sorted(set(experiment.corpus.emotions) ^ set(card.emotions))
-    if unknown:
+    if experiment.corpus.emotions != card.emotions:
+        unknown = [e for e in experiment.corpus.emotions if e not in card.emotions] or card.emotions
         raise UserError(
-            f"{source} and the corpus {experiment.corpus.name} disagree on the emotion '{unknown[0]}': evaluate on labels with {', '.join(card.emotions)}."
+            f"{source} and the corpus {experiment.corpus.name} disagree on the emotion '{unknown[0]}': "
+            f"evaluate on labels with {', '.join(card.emotions)}, in this order."
         )
+    check_held_out(card, experiment.corpus, source)
     step, params = checkpoint.load_best_params(source)
     params = mesh.replicate(params)
+    experiment = dataclasses.replace(experiment, encoder=params["encoder"] if pretrained else None)  # names the arm
     valid = experiment.segments("valid")
     objective = experiment.objective
     outputs = predict(objective, params, valid, trained.train.batch_size, trained.data.bucket_growth)
@@ -45,3 +49,11 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     results.write(out / results.RESULTS_FILE, rows, config)
     print(train.summary(experiment, rows, valid))
     return rows
+
+
+def _replaced(data: ml_collections.ConfigDict) -> dict[str, str]:
+    """The fields given, and those of the run's own corpus that they make void."""
+    given = {field: value for field, value in data.items() if value}
+    if given.keys() & {"corpus", "prepared"}:
+        return dict.fromkeys(data, "") | {"corpus": "demo"} | given
+    return ({"prepared": ""} if given.keys() & {"features", "labels", "folds"} else {}) | given

@@ -33,7 +33,9 @@ _FOLDS = {"train": 72, "valid": 24, "test": 24}
 _SEGMENTS = 6  # labelled segments per recording
 _RATE = 100  # frames per second
 _OSCILLATIONS = 6
-_MEMORY = 0.6  # s for which an oscillation keeps its phase
+_NOISE = 0.5  # its deviation, the oscillations' being 1
+_TEMPO = (0.6, 2.5)  # Hz, of the slowest and the fastest oscillation
+_MEMORY = 1.5  # s for which an oscillation keeps its phase
 _SPILL = 0.2  # size of the effects on the other oscillations
 _EFFECT = 1.2  # of a full intensity on its oscillation, on the logarithm of tempo and memory
 # Shares of segments with each emotion and their correlations, roughly CMU-MOSEI's.
@@ -117,7 +119,7 @@ def _recording(rng: np.random.Generator, mixing, effects) -> Iterator[np.ndarray
 def _oscillations(rng: np.random.Generator, length: int, intensity, own_tempo, effects) -> Float[np.ndarray, "n k"]:
     """Noise-driven oscillators of unit variance: emotion sets their tempo (Hz) and how long they keep it (s)."""
     shift = np.sqrt(intensity / 3) @ effects.transpose(1, 0, 2).reshape(len(EMOTIONS), -1)
-    tempo = np.geomspace(0.8, 3.0, _OSCILLATIONS) * np.exp(own_tempo + _EFFECT * shift[:_OSCILLATIONS])
+    tempo = np.geomspace(*_TEMPO, _OSCILLATIONS) * np.exp(own_tempo + _EFFECT * shift[:_OSCILLATIONS])
     memory = _MEMORY * np.exp(_EFFECT * shift[_OSCILLATIONS:])
     decay = np.exp(-1 / (_RATE * np.clip(memory, 0.1, 3.0)))
     pole = decay * np.exp(2j * np.pi * np.clip(tempo, 0.3, 8.0) / _RATE)
@@ -134,7 +136,7 @@ def _oscillations(rng: np.random.Generator, length: int, intensity, own_tempo, e
 def _covarep(rng: np.random.Generator, hidden: Float[np.ndarray, "n k"], mixing) -> Float[np.ndarray, "n 74"]:
     """Features of one speaker, with COVAREP's traits: F0 zero when unvoiced, -inf and NaN values."""
     width = len(COVAREP_DIMENSIONS)
-    noise = lfilter([0.6], [1, -0.8], rng.normal(size=(len(hidden), width)), axis=0)
+    noise = _NOISE * lfilter([0.6], [1, -0.8], rng.normal(size=(len(hidden), width)), axis=0)
     level, spread = rng.normal(0, 2, width), rng.lognormal(0, 0.3, width)
     frames = level + spread * (hidden @ mixing / np.sqrt(_OSCILLATIONS / 2) + noise)
     voiced = lfilter([0.2], [1, -0.8], rng.normal(size=len(hidden))) > -0.15

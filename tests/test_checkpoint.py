@@ -1,0 +1,146 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_emossl import checkpoint
+from jax_emossl.checkpoint import Checkpoints, EncoderCard, Snapshot
+from jax_emossl.errors import UserError
+from jax_emossl.experiment import build
+from jax_emossl.train import fit, init_params
+
+
+def snapshot(step, best_step):
+    def params(step):
+        return {"encoder": {"kernel": jnp.full((2, 3), float(step))}, "head": {"bias": jnp.arange(3) / (step + 3)}}
+
+    state = {"mu": params(step), "count": jnp.int32(step)}
+    return Snapshot(step, params(step), state, params(best_step), {"best_step": best_step, "value": 0.1 * step})
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_latest_two_and_the_best_are_kept_and_the_newest_returns_exactly(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "mae")
+    for step, value in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 5.0), (5, 4.0)):
+        checkpoints.save(snapshot(step, best_step=min(step, 2)), value)
+    checkpoints.close()
+    steps = {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()}
+    assert steps == {2, 4, 5}
+    checkpoints = Checkpoints(tmp_path, "mae")
+    latest, expected = checkpoints.latest(snapshot(0, 0)), snapshot(5, 2)
+    checkpoints.close()
+    assert (latest.step, latest.progress) == (5, expected.progress)
+    for name in ("params", "opt_state", "best"):
+        same(getattr(latest, name), getattr(expected, name))
+
+
+def test_higher_is_better_for_the_metrics_for_which_it_is(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "uar")
+    for step, value in ((1, 0.3), (2, 0.9), (3, 0.2), (4, 0.5), (5, 0.4)):
+        checkpoints.save(snapshot(step, best_step=min(step, 2)), value)
+    checkpoints.close()
+    assert {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()} == {2, 4, 5}
+    step, params = checkpoint.load_best_params(tmp_path)
+    assert step == 2
+    same(params, snapshot(2, 2).params)
+
+
+def test_a_save_is_not_touched_by_the_steps_after_it(tmp_path):
+    advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 100, tree), donate_argnums=0)
+    checkpoints, now = Checkpoints(tmp_path, "mae"), snapshot(1, 1)
+    checkpoints.save(now, 1.0)
+    advance(now.params)
+    advance(now.opt_state)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, "mae")
+    same(checkpoints.latest(snapshot(0, 0)).params, snapshot(1, 1).params)
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "mae")
+    for step in (1, 2):
+        checkpoints.save(snapshot(step, 1), float(step))
+    checkpoints.close()
+    for item in ("params", "best"):
+        for file in (tmp_path / checkpoint.FOLDER / "2" / item).rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"\0" * file.stat().st_size)
+    assert checkpoint.load_best_params(tmp_path)[0] == 1
+    checkpoints = Checkpoints(tmp_path, "mae")
+    assert checkpoints.latest(snapshot(0, 0)).step == 1
+    checkpoints.close()
+
+
+def test_transfer_copies_exactly_the_encoder(tiny_config, pretraining):
+    experiment = build(tiny_config("finetune", init_from=str(pretraining)))
+    _, pretrained = checkpoint.load_best_params(pretraining)
+    same(experiment.encoder, pretrained["encoder"])
+    pretraining_objective = build(tiny_config("pretrain")).objective
+    fresh = init_params(pretraining_objective, jax.random.key(0), _batch(experiment), None)
+    assert not np.allclose(fresh["encoder"]["projection"]["kernel"], experiment.encoder["projection"]["kernel"])  # it was trained
+
+    transferred = init_params(experiment.objective, jax.random.key(0), _batch(experiment), experiment.encoder)
+    scratch = init_params(experiment.objective, jax.random.key(0), _batch(experiment), None)
+    same(transferred["encoder"], pretrained["encoder"])
+    same(transferred["head"]["Dense_0"], scratch["head"]["Dense_0"])
+    assert jax.tree.structure(transferred) == jax.tree.structure(scratch)
+
+
+def test_fitting_starts_from_the_transferred_encoder(tiny_config, pretraining):
+    config = tiny_config("finetune", {"train.strategy": "frozen"}, init_from=str(pretraining))
+    experiment = build(config)
+    fitted = fit(experiment.objective, experiment.training_segments(), experiment.segments("valid"), config, encoder=experiment.encoder)
+    same(fitted.params["encoder"], checkpoint.load_best_params(pretraining)[1]["encoder"])
+    assert np.any(fitted.params["head"]["Dense_0"]["kernel"])
+
+
+def _batch(experiment):
+    width = experiment.frontend.dimension
+    return {"features": np.ones((2, 8, width), np.float32), "num_frames": np.array([8, 5], np.int32)}
+
+
+def test_the_card_of_an_encoder_returns_as_it_was_saved(tmp_path, tiny_config, pretraining, demo_corpus):
+    card = EncoderCard.load(pretraining)
+    assert card.recordings == demo_corpus.train_recordings and card.emotions == demo_corpus.emotions
+    (tmp_path / checkpoint.FOLDER).mkdir()
+    card.save(tmp_path)
+    again = EncoderCard.load(tmp_path)
+    assert again.frontend.to_json() == card.frontend.to_json()
+    assert dataclasses.replace(again, frontend=card.frontend) == card
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 3}', "null", "\ufeffnonsense"])
+def test_a_damaged_card_is_refused(text, pretraining, tmp_path):
+    (tmp_path / checkpoint.FOLDER).mkdir()
+    (tmp_path / checkpoint.ENCODER_FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="encoder.json is damaged .*: pretrain anew"):
+        EncoderCard.load(tmp_path)
+
+
+def test_a_card_without_its_frontend_is_refused(pretraining, tmp_path):
+    table = json.loads((pretraining / checkpoint.ENCODER_FILE).read_text())
+    table["frontend"]["train"]["mean"] = table["frontend"]["train"]["mean"][:-1]
+    (tmp_path / checkpoint.FOLDER).mkdir()
+    (tmp_path / checkpoint.ENCODER_FILE).write_text(json.dumps(table))
+    with pytest.raises(UserError, match="is damaged"):
+        EncoderCard.load(tmp_path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("width", 32), ("layers", 2), ("heads", 1)])
+def test_a_model_of_another_shape_is_refused_with_the_mend(field, value, tiny_config, pretraining):
+    with pytest.raises(UserError, match=rf"has model.{field}=\d+ where the config has {value}: give --config.model.{field}="):
+        build(tiny_config("finetune", {f"model.{field}": value}, init_from=str(pretraining)))
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_refused(tiny_config, pretraining, tmp_path):
+    (tmp_path / checkpoint.FOLDER).mkdir()
+    EncoderCard.load(pretraining).save(tmp_path)
+    with pytest.raises(UserError, match="holds no complete checkpoint: run its training first"):
+        build(tiny_config("finetune", init_from=str(tmp_path)))

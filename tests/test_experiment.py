@@ -1,0 +1,165 @@
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from jax_emossl.data import corpora, corpus, csd, prepared
+from jax_emossl.data.frontend import Frontend
+from jax_emossl.data.indices import Sampler
+from jax_emossl.errors import UserError
+from jax_emossl.experiment import build
+
+
+@pytest.fixture(scope="module")
+def spoilt_folder(demo_files, tmp_path_factory):
+    """The demo corpus with other values and labels in every validation and test recording, prepared."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    folds = json.loads((demo_files / "folds.json").read_text())
+    held_out = {*folds["valid"], *folds["test"]}
+    rng = np.random.default_rng(0)
+    for name in ("DEMO_COVAREP.csd", "DEMO_Labels.csd"):
+        with csd.Sequence(demo_files / name) as source:
+            entries = [(id_, *source.read(id_)) for id_ in source.ids]
+            spoilt = [(id_, 3 * rng.random(x.shape).astype(np.float32) if id_ in held_out else x, t) for id_, x, t in entries]
+            csd.write(folder / name, source.root, spoilt, source.metadata)
+    corpus.prepare(folder / "DEMO_COVAREP.csd", folder / "DEMO_Labels.csd", demo_files / "folds.json", folder / "prepared", unlabelled=True, name="demo")
+    return folder / "prepared"
+
+
+def batches(experiment, steps=5):
+    segments = experiment.training_segments()
+    sampler = Sampler(segments.lengths, 8, experiment.config.train.crop, 8.0)
+    return [segments.gather(sampler.indices(0, step)) for step in range(steps)]
+
+
+@pytest.mark.parametrize("name", ["pretrain", "scratch"])
+def test_held_out_recordings_touch_neither_statistics_nor_training_batches(name, tiny_config, spoilt_folder):
+    clean, spoilt = build(tiny_config(name)), build(tiny_config(name, {"data.prepared": str(spoilt_folder)}))
+    assert not np.array_equal(clean.corpus.fold("test").frames, spoilt.corpus.fold("test").frames)
+    assert clean.frontend.to_json() == spoilt.frontend.to_json()
+    for a, b in zip(batches(clean), batches(spoilt), strict=True):
+        for field in a:
+            np.testing.assert_array_equal(a[field], b[field])
+
+
+def test_pretraining_takes_the_same_steps_whatever_the_held_out_recordings_hold(tiny_config, trained, pretraining, spoilt_folder):
+    other, _ = trained(tiny_config("pretrain", {"data.prepared": str(spoilt_folder)}))
+    rows = [[json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (pretraining, other)]
+    clean, spoilt = ([row for row in run if "train/loss" in row] for run in rows)
+    assert clean == spoilt and len(clean) > 1
+    assert rows[0] != rows[1]  # the validation loss did change
+
+
+def test_pretraining_sees_the_training_recordings_only_but_their_unlabelled_stretches_too(tiny_config, demo_corpus):
+    segments = build(tiny_config("pretrain")).training_segments()
+    assert set(segments.recordings) == set(demo_corpus.train_recordings)
+    assert len(segments) == len(demo_corpus.fold("train")) + len(demo_corpus.fold("train_unlabelled"))
+
+
+def test_a_label_budget_limits_the_training_segments(tiny_config, demo_corpus):
+    experiment = build(tiny_config("scratch", num_labels=12))
+    assert len(experiment.training_segments()) == 12
+    assert len(build(tiny_config("scratch")).training_segments()) == len(demo_corpus.fold("train"))
+    assert len(experiment.segments("valid")) == len(demo_corpus.fold("valid"))
+
+
+@pytest.mark.parametrize("fold", ["valid", "test"])
+def test_an_encoder_that_has_seen_a_held_out_recording_is_refused(fold, tiny_config, pretraining, demo_files, tmp_path):
+    folds = json.loads((demo_files / "folds.json").read_text())
+    folds["train"][0], folds[fold][0] = folds[fold][0], folds["train"][0]
+    (tmp_path / "folds.json").write_text(json.dumps(folds))
+    files = {name: str(demo_files / f"DEMO_{file}.csd") for name, file in (("features", "COVAREP"), ("labels", "Labels"))}
+    fields = {"data.prepared": "", "data.corpus": "demo", "data.folds": str(tmp_path / "folds.json")}
+    fields |= {f"data.{name}": path for name, path in files.items()}
+    with pytest.raises(UserError, match=f"was trained on recording '{folds[fold][0]}', which these folds hold out"):
+        build(tiny_config("finetune", fields, init_from=str(pretraining)))
+
+
+def test_the_frontend_moves_with_the_encoder(tiny_config, pretraining, demo_corpus, tmp_path):
+    folder = tmp_path / "other"
+    other = json.loads((demo_corpus.path / "corpus.json").read_text())
+    other["name"] = "other"
+    other["statistics"]["train"]["mean"] = [0.0] * 74
+    folder.mkdir()
+    for fold in demo_corpus.folds:
+        (folder / fold).symlink_to(demo_corpus.path / fold)
+    (folder / "corpus.json").write_text(json.dumps(other))
+    experiment = build(tiny_config("finetune", {"data.prepared": str(folder), "data.norm_prior": 7.0}, init_from=str(pretraining)))
+    expected = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8)
+    assert experiment.frontend.to_json() == expected.to_json()
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "arm"),
+    [
+        ("pretrain", {}, "pretrain"),
+        ("scratch", {}, "scratch"),
+        ("finetune", {}, "pretrained"),
+        ("finetune", {"train.strategy": "frozen"}, "frozen"),
+    ],
+)
+def test_arms_are_named_by_what_is_trained(config, fields, arm, tiny_config, pretraining):
+    top = {"init_from": str(pretraining)} if config == "finetune" else {}
+    assert build(tiny_config(config, fields, **top)).arm == arm
+
+
+def test_a_new_corpus_is_one_new_file_found_by_its_name(tiny_config, demo_files, tmp_path, monkeypatch):
+    lines = ["from jax_emossl.data.corpora import Files", "def files():"]
+    paths = [str(demo_files / name) for name in ("DEMO_COVAREP.csd", "DEMO_Labels.csd", "folds.json")]
+    (tmp_path / "klingon.py").write_text("\n".join([*lines, f"    return Files(*{paths})"]))
+    monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
+    loaded = corpora.load(tiny_config("scratch", {"data.prepared": "", "data.corpus": "klingon"}).data)
+    assert (loaded.name, len(loaded.fold("train"))) == ("klingon", 36)
+
+
+def test_files_of_ones_own_take_the_place_of_the_named_corpus(tiny_config, demo_files):
+    fields = {"data.features": "DEMO_COVAREP.csd", "data.labels": "DEMO_Labels.csd", "data.folds": "folds.json"}
+    paths = {name: str(demo_files / file) for name, file in fields.items()}
+    loaded = corpora.load(tiny_config("scratch", {"data.prepared": ""} | paths).data)
+    assert (loaded.name, len(loaded.features), loaded.emotions[0], loaded.synthetic) == ("DEMO_COVAREP", 74, "happy", True)
+    again = corpora.load(tiny_config("scratch", {"data.prepared": ""} | paths).data)
+    assert again.path == loaded.path  # prepared once
+
+
+def test_changed_files_are_prepared_anew(tiny_config, demo_files, tmp_path):
+    labels = tmp_path / "labels.csd"
+    labels.write_bytes((demo_files / "DEMO_Labels.csd").read_bytes())
+    fields = {"data.prepared": "", "data.features": str(demo_files / "DEMO_COVAREP.csd"), "data.labels": str(labels)}
+    fields["data.folds"] = str(demo_files / "folds.json")
+    before = corpora.load(tiny_config("scratch", fields).data)
+    with h5py.File(labels, "r+") as file:
+        for entry in file["All Labels/data"].values():
+            entry["features"][...] = 1
+    after = corpora.load(tiny_config("scratch", fields).data)
+    assert before.path != after.path and not (before.fold("train").labels == 1).all()
+    assert (after.fold("train").labels == 1).all()
+
+
+def test_sentiment_is_never_an_emotion(tiny_config, demo_files, tmp_path):
+    with csd.Sequence(demo_files / "DEMO_Labels.csd") as source:
+        entries = [(id_, *source.read(id_)) for id_ in source.ids]
+    seven = [(id_, np.column_stack([np.full(len(x), -2), x]), t) for id_, x, t in entries]
+    csd.write(tmp_path / "labels.csd", "All Labels", seven)  # seven unnamed columns: CMU-MOSEI's
+    fields = {"data.prepared": "", "data.features": str(demo_files / "DEMO_COVAREP.csd"), "data.labels": str(tmp_path / "labels.csd")}
+    loaded = corpora.load(tiny_config("scratch", fields | {"data.folds": str(demo_files / "folds.json")}).data)
+    assert loaded.emotions == ("happy", "sad", "anger", "surprise", "disgust", "fear")
+    own = prepared.load(corpora.load(tiny_config("scratch").data).path)
+    np.testing.assert_array_equal(loaded.fold("test").labels, own.fold("test").labels)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model.width": 18}, "model.width is 18, but must be a positive multiple of twice the 2 heads"),
+        ({"model.layers": 0}, "model"),
+        ({"data.pool": 0}, "data.pool and data.stack must be at least 1"),
+        ({"data.norm_prior": -1.0}, "data.norm_prior 0 or more"),
+        ({"data.norm_prior": float("nan")}, "data.norm_prior 0 or more"),
+        ({"data.bucket_growth": 1.0}, "data.bucket_growth is 1.0"),
+        ({"objective.name": "telepathy"}, "objective.name is 'telepathy': choose one of emotion, masked_timesteps"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields, message, tiny_config):
+    with pytest.raises(UserError, match=message):
+        build(tiny_config("scratch", fields))

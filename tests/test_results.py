@@ -1,0 +1,83 @@
+import json
+
+import ml_collections
+import pytest
+
+from jax_emossl import __version__, results
+from jax_emossl.errors import UserError
+
+ROW = {"corpus", "synthetic", "arm", "num_labels", "seed", "fold", "step", "selection", "metrics", "undefined"}
+
+
+def strict(path):
+    """Reads JSON as the standard has it, without NaN and infinity."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("run", ["pretraining", "finetuning", "comparison"])
+def test_results_have_the_documented_form(run, request, demo_corpus):
+    folder = request.getfixturevalue(run)
+    table = strict((folder[0] if run == "comparison" else folder) / "results.json")
+    assert set(table) == {"runs", "config", "version"} and table["version"] == __version__ and isinstance(table["config"], dict)
+    assert table["runs"]
+    for row in table["runs"]:
+        assert set(row) == ROW
+        assert row["corpus"] == "demo" and row["synthetic"] is True
+        assert row["arm"] in ("pretrain", "pretrained", "frozen", "scratch", "constant", "functionals")
+        assert type(row["num_labels"]) is int and type(row["seed"]) is int and row["fold"] in ("train", "valid", "test")
+        if row["arm"] == "constant":
+            assert row["step"] is None and row["selection"] is None
+        else:
+            assert type(row["step"]) is int
+            assert set(row["selection"]) == {"fold", "metric", "value"} and row["selection"]["fold"] == "valid"
+        if run == "pretraining":
+            assert set(row["metrics"]) == {"loss"}
+        else:
+            assert set(row["metrics"]["per_emotion"]) == set(demo_corpus.emotions)
+            for emotion in row["metrics"]["per_emotion"].values():
+                assert {"mae", "accuracy4"} <= set(emotion)
+        nones = {name for name, value in row["metrics"].items() if value is None}
+        nones |= {f"per_emotion.{e}.{n}" for e, m in row["metrics"].get("per_emotion", {}).items() for n, v in m.items() if v is None}
+        assert nones == set(row["undefined"]) and all(row["undefined"].values())
+
+
+def test_all_labels_are_given_as_their_number(finetuning, comparison):
+    rows = [row for row in results.read(finetuning / "results.json")["runs"] if row["arm"] == "pretrained"]
+    assert {row["num_labels"] for row in rows} == {36}
+    assert {row["num_labels"] for row in comparison[1]} == {12, 36}
+
+
+def test_the_selection_value_is_the_validation_folds(finetuning):
+    valid, test = [row for row in results.read(finetuning / "results.json")["runs"] if row["arm"] == "pretrained"]
+    assert valid["fold"] == "valid" and valid["selection"] == test["selection"]
+    assert valid["selection"] == {"fold": "valid", "metric": "mae", "value": pytest.approx(valid["metrics"]["mae"])}
+
+
+def test_an_infinite_prior_survives_in_the_config(tmp_path):
+    config = ml_collections.ConfigDict({"data": {"norm_prior": float("inf")}})
+    results.write(tmp_path / "results.json", [], config)
+    assert strict(tmp_path / "results.json")["config"] == {"data": {"norm_prior": "inf"}}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"runs": 3}', '{"runs": [{}], "config": {}, "version": "1"}', '{"runs": [], "config": 1, "version": "1"}'])
+def test_other_files_are_refused(text, tmp_path):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match="results.json .*: run the experiment anew"):
+        results.read(tmp_path / "results.json")
+
+
+def test_the_table_shows_every_row_with_the_metrics_there_are(finetuning):
+    lines = results.table(results.read(finetuning / "results.json")["runs"]).splitlines()
+    assert lines[0].split()[:6] == ["arm", "labels", "seed", "fold", "step", "mae"]
+    assert [line.split()[0] for line in lines[1:]] == ["pretrained", "constant"] * 2
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_what_is_undefined_is_a_dash_not_a_number():
+    row = {"arm": "scratch", "num_labels": 1, "seed": 0, "fold": "test", "step": 3}
+    table = results.table([row | {"metrics": {"mae": None, "auroc": 0.5}}, row | {"metrics": {"mae": 0.25, "auroc": None}}])
+    assert [line.split()[-2:] for line in table.splitlines()] == [["mae", "auroc"], ["-", "0.500"], ["0.250", "-"]]

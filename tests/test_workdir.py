@@ -1,0 +1,41 @@
+import fcntl
+import re
+
+import pytest
+
+from jax_emossl import workdir
+from jax_emossl.errors import UserError
+
+
+def test_the_config_returns_as_it_was_given(tmp_path, tiny_config):
+    config = tiny_config("scratch", {"data.norm_prior": float("inf")})
+    workdir.enter(tmp_path / "a" / "run", config)
+    assert workdir.read_config(tmp_path / "a" / "run").to_dict() == config.to_dict()
+
+
+def test_the_same_config_may_enter_again_and_another_may_not(tmp_path, tiny_config):
+    for _ in range(2):
+        workdir.enter(tmp_path, tiny_config("scratch", {"data.norm_prior": float("inf")}))
+    with pytest.raises(UserError, match="differs in data.norm_prior, num_labels: give another --workdir"):
+        workdir.enter(tmp_path, tiny_config("scratch", num_labels=3))
+    workdir.enter(tmp_path, tiny_config("scratch", num_labels=3), insist=True)
+    assert workdir.read_config(tmp_path).num_labels == 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"data": 3}'])
+def test_a_damaged_config_is_refused(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path}/config.json is missing or damaged: give the workdir of a run"):
+        workdir.read_config(tmp_path)
+
+
+def test_a_folder_in_use_is_refused(tmp_path, tiny_config):
+    with open(tmp_path / workdir.LOCK_FILE, "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is in use by another process: wait for it to end, or give another --workdir"):
+            workdir.enter(tmp_path, tiny_config("scratch"))
+    workdir.enter(tmp_path, tiny_config("scratch"))
+
+
+def test_the_default_folder_is_named_after_config_and_time():
+    assert re.fullmatch(r"runs/finetune-\d{8}-\d{6}", str(workdir.default("configs/finetune.py:nemo")))
