@@ -25,10 +25,19 @@ def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
         config.model.layers = 2
         config.data.stack = 4  # 12.5 model steps a second
         config.data.bucket_growth = 2.0
-        config.pretrain.objective.span = 10
-        config.pretrain.train.steps = 1500
+        config.pretrain.objective.ratio = 0.5
+        config.pretrain.objective.span = 4
+        config.pretrain.train.steps = 800
         config.pretrain.train.crop = 48
+        config.finetune.objective.selection = "auroc"
         config.finetune.train.steps = 120
         config.finetune.train.probe_steps = 40
+        config.finetune.train.eval_every = 20
+    else:
+        compare.label_counts = (60,)
+        compare.seeds = 3
+        compare.strategies = ("probe-then-full", "full")
+        config.finetune.train.steps = 160
+        config.finetune.train.probe_steps = 60
         config.finetune.train.eval_every = 20
     return config

@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jax_emossl import metrics
 from jax_emossl.data.frontend import Frontend
-from jax_emossl.errors import UserError
+from jax_emossl.errors import UserError, notice
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
@@ -96,9 +95,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         folder = self._workdir / DAMAGED_FOLDER
-        logging.warning(
-            "The checkpoint of step %d in %s is damaged; it is moved to %s and the one before it is used.", step, self._workdir, folder
-        )
+        notice(f"the checkpoint of step {step} in {self._workdir} is damaged; it is moved to {folder} and the one before it is used.")
         self._manager.close()
         folder.mkdir(exist_ok=True)
         os.replace(self._workdir / FOLDER / str(step), folder / f"{step}-{os.getpid()}")
@@ -167,7 +164,7 @@ def _restore_intact(manager: ocp.CheckpointManager, step: int, like: dict[str, A
     try:
         state, progress = _restore(manager, step, like)
     except Exception as error:  # whatever it is, this checkpoint cannot be used
-        logging.warning("Checkpoint %d: %s", step, " ".join(str(error).split())[:200])
+        notice(f"checkpoint {step} cannot be read ({' '.join(str(error).split())[:200]}).")
         return None
     return Snapshot(step, **state, progress=progress)
 

@@ -1,4 +1,6 @@
-"""The one error type for everything a user can mend."""
+"""The one error type for everything a user can mend, and notices of what the program did about it itself."""
+
+import sys
 
 
 class UserError(Exception):
@@ -6,3 +8,8 @@ class UserError(Exception):
 
     Command-line entry points print it without a traceback and exit with code 2.
     """
+
+
+def notice(sentence: str) -> None:
+    """Tells the user of something that was mended or skipped, and goes on."""
+    print(f"notice: {sentence}", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from absl import logging
 
 from jax_emossl import checkpoint, mesh, objectives
 from jax_emossl.checkpoint import EncoderCard
@@ -15,7 +14,7 @@ from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import UNLABELLED, Corpus
-from jax_emossl.errors import UserError
+from jax_emossl.errors import UserError, notice
 from jax_emossl.model import TransformerEncoder
 from jax_emossl.objectives import Objective, Params
 from jax_emossl.optimizer import STRATEGIES
@@ -103,7 +102,7 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
     for field, attribute in _FRONTEND_FIELDS.items():
         value = getattr(card.frontend, attribute)
         if config.data[field] != value:
-            logging.warning("data.%s=%s is the checkpoint's; the config's %s is not used.", field, value, config.data[field])
+            notice(f"data.{field}={value} is the checkpoint's and takes the place of the config's {config.data[field]}.")
             config.data[field] = value
     _, params = checkpoint.load_best_params(source)
     return card.frontend, params["encoder"]

@@ -63,7 +63,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         raise UserError(f"{_unknown_field(argv, error)}: configs/default.py lists the fields.") from error
     except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        raise UserError(f"The config cannot be loaded ({str(error).strip().splitlines()[-1].strip()}): name one of the files in configs.") from error
+        raise UserError(
+            f"The config cannot be loaded ({str(error).strip().splitlines()[-1].strip()}): name one of the files in configs."
+        ) from error
 
 
 def _unknown_field(argv: Sequence[str], error: Exception) -> str:
@@ -74,7 +76,7 @@ def _unknown_field(argv: Sequence[str], error: Exception) -> str:
 
 def main() -> None:
     """Command line; exits with 2 and one sentence on a user's mistake."""
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     try:
         app.run(run, flags_parser=_parse)
     except UserError as error:

@@ -27,4 +27,4 @@ def predict(objective: Objective, params: Params, segments: Segments, batch_size
         for name, values in _predict(objective, params, batch).items():
             values = mesh.gather(values)[: len(kept)]
             outputs.setdefault(name, np.zeros((len(segments), *values.shape[1:]), values.dtype))[kept] = values
-    return outputs
+    return objective.finish(params, outputs, segments)

@@ -88,7 +88,11 @@ def fit(
     rates = mesh.replicate(Rates.make(settings.strategy, settings.learning_rate, settings.encoder_factor, settings.probe_steps))
     growth = config.data.bucket_growth
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params = _initial(objective, init_key, background or train, growth, encoder)
+    background = background or train
+    params = _initial(objective, init_key, background, growth, encoder)
+    train = train.with_extra(
+        objective.extra(params, train, background, lambda segments: predict(objective, params, segments, settings.batch_size, growth))
+    )
     opt_state = mesh.replicate(jax.jit(optimizer.transformation().init)(params))
     now = Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), _NO_PROGRESS)
     if checkpoints:

@@ -76,10 +76,11 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`."""
     file = workdir / CONFIG_FILE
     try:
-        config = ml_collections.ConfigDict(json.loads(file.read_text(encoding="utf-8")))
-        config.data.norm_prior = float(config.data.norm_prior)
-        return config
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        if "norm_prior" in table["data"]:  # infinity is text there; evaluations have none
+            table["data"]["norm_prior"] = float(table["data"]["norm_prior"])
+        return ml_collections.ConfigDict(table)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is missing or damaged: give the workdir of a run.") from error
 
 

@@ -97,7 +97,7 @@ def test_emotion_is_in_the_dynamics_not_in_level_or_size():
     np.testing.assert_allclose(calm.std(0), 1, atol=0.05)
     np.testing.assert_allclose(sad.std(0), 1, atol=0.05)
     change = tempo(sad) / tempo(calm)
-    assert change[2] > 2
+    assert change[2] > 1.4
     np.testing.assert_allclose(np.delete(change, 2), 1, atol=0.05)
 
 
@@ -110,7 +110,11 @@ def test_it_is_the_default_corpus_and_is_made_once(tiny_config):
     config = tiny_config("scratch", {"data.prepared": ""}).data
     loaded = corpora.load(config)
     assert (loaded.name, loaded.synthetic, loaded.emotions) == ("demo", True, demo.EMOTIONS)
-    assert {name: len(fold) for name, fold in loaded.folds.items() if name != "train_unlabelled"} == {"train": 432, "valid": 144, "test": 144}
+    assert {name: len(fold) for name, fold in loaded.folds.items() if name != "train_unlabelled"} == {
+        "train": 432,
+        "valid": 144,
+        "test": 144,
+    }
     files = demo.files()
     made = [corpora.Path(path).stat().st_mtime_ns for path in (files.features, files.labels)]
     assert corpora.load(config).path == loaded.path

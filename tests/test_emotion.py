@@ -10,8 +10,11 @@ import pytest
 
 from jax_emossl import metrics
 from jax_emossl.errors import UserError
-from jax_emossl.model import TransformerEncoder, pool_statistics
+from jax_emossl.experiment import build
+from jax_emossl.model import TransformerEncoder
 from jax_emossl.objectives import emotion
+from jax_emossl.predict import predict
+from jax_emossl.train import init_params
 
 ENCODER = TransformerEncoder(width=8, layers=0, heads=1)  # compiles fast; where the layers matter, `DEEP` is taken
 DEEP = TransformerEncoder(width=16, layers=1, heads=2)
@@ -31,15 +34,25 @@ def make(labels, encoder=ENCODER, **fields):
 def batch(labels=SEVERAL):
     features = np.random.default_rng(0).normal(size=(5, 10, 6)).astype(np.float32)
     features = np.where((np.arange(10) < NUM_FRAMES[:, None])[..., None], features, 0)
-    return {"features": features, "num_frames": NUM_FRAMES, "labels": labels, "weight": np.ones(5, np.float32)}
+    return {
+        "features": features, "num_frames": NUM_FRAMES, "labels": labels, "weight": np.ones(5, np.float32),
+        "location": np.float32(0.1), "scale": np.float32(0.5),
+    }  # fmt: skip
+
+
+def segments(*recordings, reliance=0.5):
+    return types.SimpleNamespace(recordings=np.array(recordings, object), reliance=np.full(len(recordings), reliance))
+
+
+FOLD = segments("a", "b", "a", "b", "c")
 
 
 def learned(objective):
     """Parameters with a head that answers something: a fresh one is all zeros."""
     params = init(objective, jax.random.key(0))
-    dense = params["head"]["Dense_0"]
-    noise = jax.random.normal(jax.random.key(1), dense["kernel"].shape)
-    return {**params, "head": {**params["head"], "Dense_0": {**dense, "kernel": noise}}}
+    readout = params["head"]["readout"]
+    noise = jax.random.normal(jax.random.key(1), readout["kernel"].shape)
+    return {**params, "head": {"readout": {"kernel": noise, "bias": readout["bias"] + 0.1}}}
 
 
 @functools.partial(jax.jit, static_argnames="objective")
@@ -47,13 +60,9 @@ def init(objective, key, encoder=None):
     return objective.init(key, batch(), encoder)
 
 
-def predict(objective, params, batch):
-    return np.asarray(_predict(objective, params, batch)["scores"])
-
-
 @functools.partial(jax.jit, static_argnames="objective")
-def _predict(objective, params, batch):
-    return objective.predict(params, batch)
+def pool(objective, params, batch):
+    return objective.predict(params, batch)["pooled"]
 
 
 def loss(objective, params, batch, key=0):
@@ -67,22 +76,69 @@ def _loss(objective, params, batch, key):
     return objective.loss(params, batch, key)
 
 
+def plain_scores(objective, params, batch):
+    """What the head answers to the batch's own standardisation."""
+    readout = params["head"]["readout"]
+    return np.asarray((pool(objective, params, batch) - batch["location"]) / batch["scale"] @ readout["kernel"] + readout["bias"])
+
+
 @pytest.mark.parametrize("labels", [SEVERAL, SINGLE], ids=["intensity", "category"])
 def test_padding_and_the_other_rows_never_change_a_prediction(labels):
     objective = make(labels, DEEP)
     params = learned(objective)
-    together = predict(objective, params, batch())
-    assert together.std(0).min() > 0.1  # the head does answer something
+
+    def scores(pooled):
+        return objective.finish(params, {"pooled": np.asarray(pooled)}, FOLD)["scores"]
+
+    together = pool(objective, params, batch())
+    assert scores(together).std(0).min() > 0.1  # the head does answer something
     padding = (np.arange(10) >= NUM_FRAMES[:, None])[..., None]
     noisy = batch() | {"features": np.where(padding, 100.0, batch()["features"])}
     longer = batch() | {"features": np.pad(batch()["features"], ((0, 0), (0, 22), (0, 0)), constant_values=-7.0)}
-    turned = {name: array[::-1] for name, array in batch().items()}
-    np.testing.assert_allclose(predict(objective, params, noisy), together, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(predict(objective, params, longer), together, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(predict(objective, params, turned)[::-1], together, rtol=1e-5, atol=1e-5)
-    for row in range(5):
-        alone = {name: array[row : row + 1] for name, array in batch().items()}
-        np.testing.assert_allclose(predict(objective, params, alone)[0], together[row], rtol=1e-5, atol=1e-5)
+    rows = {name: array for name, array in batch().items() if array.ndim}
+    turned = pool(objective, params, {name: array[::-1] for name, array in rows.items()})[::-1]
+    alone = [pool(objective, params, {name: array[row : row + 1] for name, array in rows.items()})[0] for row in range(5)]
+    for pooled in (pool(objective, params, noisy), pool(objective, params, longer), turned, np.array(alone)):
+        np.testing.assert_allclose(pooled, together, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(scores(pooled), scores(together), rtol=1e-5, atol=1e-5 * np.abs(scores(together)).max())
+
+
+def test_batch_size_and_bucket_lengths_never_change_a_folds_predictions(tiny_config):
+    experiment = build(tiny_config("scratch"))
+    objective, valid = experiment.objective, experiment.segments("valid")
+    example = {"features": np.zeros((1, 8, experiment.frontend.dimension), np.float32), "num_frames": np.array([8])}
+    params = init_params(objective, jax.random.key(0), example, None)
+    params["head"]["readout"]["kernel"] = jax.random.normal(jax.random.key(1), params["head"]["readout"]["kernel"].shape)
+    expected = predict(objective, params, valid, 8, 8.0)["scores"]
+    assert expected.std(0).min() > 0.1
+    np.testing.assert_allclose(predict(objective, params, valid, 5, 2.0)["scores"], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_pooled_statistics_are_standardised_by_recording_as_much_as_it_is_relied_upon():
+    pooled = np.random.default_rng(0).normal(3, 2, (6, 4)).astype(np.float32)
+    toward = {"location": np.full(4, 1.0), "scale": np.full(4, 2.0)}
+    own = segments("a", "b", "a", "b", "a", "b", reliance=1.0)
+    location, scale = emotion.standards(pooled, own, toward)
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        np.testing.assert_allclose(location[rows], np.tile(pooled[rows].mean(0), (3, 1)), rtol=1e-5)
+        np.testing.assert_allclose(scale[rows], np.tile(pooled[rows].std(0), (3, 1)), rtol=1e-2)
+    location, scale = emotion.standards(pooled, segments(*"ababab", reliance=0.0), toward)
+    np.testing.assert_allclose(location, 1)
+    np.testing.assert_allclose(scale, 2, rtol=1e-3)
+    location, scale = emotion.standards(pooled, segments(*"ababab", reliance=0.25), toward)
+    np.testing.assert_allclose(location[0], 0.25 * pooled[::2].mean(0) + 0.75, rtol=1e-5)
+    np.testing.assert_allclose(scale[0] ** 2, 0.25 * pooled[::2].var(0) + 0.75 * 4, rtol=1e-2)
+
+
+def test_training_standardises_a_segment_as_prediction_does():
+    objective = dataclasses.replace(make(SEVERAL), dropout=0.0)
+    params = learned(objective)
+    pooled = np.asarray(pool(objective, params, batch()))
+    chosen = np.array([4, 1, 2])
+    extra = objective.extra(params, segments(*FOLD.recordings[chosen]), FOLD, lambda _: {"pooled": pooled})
+    rows = {name: array[chosen] for name, array in batch().items() if array.ndim} | extra
+    predicted = objective.finish(params, {"pooled": pooled}, FOLD)["scores"][chosen]
+    np.testing.assert_allclose(plain_scores(objective, params, rows), predicted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_is_category_unless_a_segment_carries_two_emotions():
@@ -108,7 +164,7 @@ def test_steps_are_selected_by_the_heads_own_metric_or_the_configured(labels, me
 def test_the_intensity_loss_is_the_mean_over_emotions_summed_over_segments(name):
     objective = dataclasses.replace(make(SEVERAL, loss=name), dropout=0.0)
     params = learned(objective)
-    error = predict(objective, params, batch()) - SEVERAL
+    error = plain_scores(objective, params, batch()) - SEVERAL
     huber = np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5)
     expected = {"l1": np.abs(error), "l2": error**2, "huber": huber}[name].mean(1).sum()
     assert loss(objective, params, batch()) == pytest.approx((expected, 5), rel=1e-5)
@@ -119,7 +175,7 @@ def test_the_category_loss_is_the_cross_entropy_of_the_segments_class():
     params = learned(objective)
     target = [objective.classes.index(name) for name in emotion.category_names(SINGLE, EMOTIONS)]
     assert target == [2, 0, 1, 0, 2]
-    expected = optax.softmax_cross_entropy_with_integer_labels(predict(objective, params, batch()), np.array(target)).sum()
+    expected = optax.softmax_cross_entropy_with_integer_labels(plain_scores(objective, params, batch()), np.array(target)).sum()
     assert loss(objective, params, batch(SINGLE)) == pytest.approx((float(expected), 5), rel=1e-5)
 
 
@@ -140,18 +196,27 @@ def test_a_given_encoder_is_taken_as_it_is_and_the_head_starts_afresh():
     encoder = jax.tree.map(lambda x: x + 0.1, init(objective, jax.random.key(0))["encoder"])
     params = init(objective, jax.random.key(5), encoder)
     jax.tree.map(np.testing.assert_array_equal, params["encoder"], encoder)
-    assert not params["head"]["Dense_0"]["kernel"].any() and not params["head"]["Dense_0"]["bias"].any()
-    outputs = jax.jit(ENCODER.apply)({"params": encoder}, batch()["features"], NUM_FRAMES)
-    pooled = pool_statistics(outputs, NUM_FRAMES)
-    np.testing.assert_allclose(params["head"]["location"], pooled.mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(params["head"]["scale"], pooled.std(0) + 1e-3, rtol=1e-4, atol=1e-5)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(params["head"]))
+    pooled = pool(objective, params, batch())
+    np.testing.assert_allclose(params["standard"]["location"], pooled.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(params["standard"]["scale"], pooled.std(0) + 1e-3, rtol=1e-4, atol=1e-5)
+
+
+def test_the_standard_is_not_learned():
+    objective = make(SEVERAL)
+    params = learned(objective)
+    gradient = jax.jit(jax.grad(lambda p: objective.loss(p, batch(), jax.random.key(0))[0]))(params)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["standard"]))
+    assert gradient["head"]["readout"]["kernel"].any() and gradient["encoder"]["projection"]["kernel"].any()
 
 
 def test_dropout_acts_in_training_only():
     objective = make(SEVERAL)
     params = learned(objective)
     assert loss(objective, params, batch(), key=1) != loss(objective, params, batch(), key=2)
-    np.testing.assert_array_equal(predict(objective, params, batch()), predict(objective, params, batch()))
+    np.testing.assert_array_equal(pool(objective, params, batch()), pool(objective, params, batch()))
+    without = dataclasses.replace(objective, dropout=0.0)
+    assert loss(without, params, batch(), key=1) == loss(without, params, batch(), key=2)
 
 
 def test_a_class_that_training_never_saw_counts_as_missed():

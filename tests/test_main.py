@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 from absl import flags
+from conftest import ROOT, TINY
 
 from jax_emossl import main, preemption
 from jax_emossl.data import csd
-
-from conftest import ROOT, TINY
 
 SMALL = [f"--config.{field}={value}" for field, value in TINY.items()]
 PRETRAIN = ["--config=configs/pretrain.py", *SMALL, "--config.train.crop=16", "--config.objective.span=4"]
@@ -99,9 +98,13 @@ def rewrite(source, target, change, metadata=None):
 def test_pretrain_finetune_evaluate(command, data, tmp_path):
     code, out, _ = command(*PRETRAIN, data, workdir=tmp_path / "pretrain")
     assert code == 0
-    assert re.search(r"^pretrain +0 +0 +valid +\d+ +\d\.\d{3}$", out, re.M) and re.search(r"^constant +36 +0 +valid +- +\d\.\d{3}$", out, re.M)
+    assert re.search(r"^pretrain +0 +0 +valid +\d+ +\d\.\d{3}$", out, re.M) and re.search(
+        r"^constant +36 +0 +valid +- +\d\.\d{3}$", out, re.M
+    )
 
-    code, out, _ = command(*FINETUNE, data, f"--config.init_from={tmp_path}/pretrain", "--config.num_labels=12", workdir=tmp_path / "finetune")
+    code, out, _ = command(
+        *FINETUNE, data, f"--config.init_from={tmp_path}/pretrain", "--config.num_labels=12", workdir=tmp_path / "finetune"
+    )
     assert code == 0
     assert re.search(r"^pretrained +12 +0 +test ", out, re.M) and re.search(r"^constant +36 +0 +test ", out, re.M)
     assert "Corpus demo (SYNTHETIC)" in out and "validation fold: 18 segments of 3 recordings" in out and "transductive" in out
@@ -112,6 +115,7 @@ def test_pretrain_finetune_evaluate(command, data, tmp_path):
     assert code == 0
     trained, evaluated = (json.loads((tmp_path / name / "results.json").read_text())["runs"] for name in ("finetune", "evaluate"))
     assert evaluated == [row for row in trained if row["fold"] == "test"]
+    assert command(*arguments, "--config.fold=test", workdir=tmp_path / "evaluate")[0] == 0
 
 
 def test_every_run_leaves_its_files(pretraining, finetuning):
@@ -143,13 +147,11 @@ def test_the_same_command_again_does_not_train_again(command, data, tmp_path):
 
 
 def test_workdir_defaults_to_runs_config_and_time(command, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(main.workdirs.time, "strftime", lambda _: "20300101-120000")
-    monkeypatch.setattr(main, "Path", lambda path: tmp_path / path)
-    default = main.workdirs.default
-    monkeypatch.setattr(main.workdirs, "default", lambda config: tmp_path / default(config))
-    code, out, _ = command(*SCRATCH, data, "--config.train.steps=0", workdir=None)
-    assert (tmp_path / "runs" / "scratch-20300101-120000" / "config.json").is_file()
-    assert f"train in {tmp_path}/runs/scratch-20300101-120000" in out
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command(f"--config={ROOT}/configs/scratch.py", *SMALL, data, "--config.train.steps=0", workdir=None)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert code == 0 and re.fullmatch(r"scratch-\d{8}-\d{6}", folder.name) and f"train in runs/{folder.name}" in out
+    assert (folder / "config.json").is_file()
 
 
 # Bad input
@@ -161,16 +163,31 @@ def test_workdir_defaults_to_runs_config_and_time(command, data, tmp_path, monke
         ([], "No config is given: name one with --config=configs/quickstart.py"),
         (["--config=configs/nowhere.py"], "'configs/nowhere.py'): name one of the files in configs"),
         (["--config=configs/scratch.py", "seed=3"], "The argument 'seed=3' is not understood: fields are set with --config.FIELD=VALUE"),
-        (["--config=configs/scratch.py", "--config.learning_rate=1"], "There is no config field config.learning_rate: configs/default.py lists"),
-        (["--config=configs/scratch.py", "--config.train.speed=1"], "There is no config field config.train.speed: configs/default.py lists"),
-        (["--config=configs/scratch.py", "--config.seed=many"], "flag --config.seed=many: invalid literal for int() with base 10: 'many': configs"),
-        (["--config=configs/scratch.py", "--speed=3"], "Unknown command line flag 'speed': configs/default.py lists the fields, --help the flags"),
+        (
+            ["--config=configs/scratch.py", "--config.learning_rate=1"],
+            "There is no config field config.learning_rate: configs/default.py lists",
+        ),
+        (
+            ["--config=configs/scratch.py", "--config.train.speed=1"],
+            "There is no config field config.train.speed: configs/default.py lists",
+        ),
+        (
+            ["--config=configs/scratch.py", "--config.seed=many"],
+            "flag --config.seed=many: invalid literal for int() with base 10: 'many': configs",
+        ),
+        (
+            ["--config=configs/scratch.py", "--speed=3"],
+            "Unknown command line flag 'speed': configs/default.py lists the fields, --help the flags",
+        ),
         (["--config=configs/scratch.py", "--config.task=sing"], "task is 'sing': choose one of compare, evaluate, train"),
         (["--config=configs/scratch.py:klingon"], "'klingon' is no known corpus: choose one of demo, mosei, nemo, or give data.features"),
         (["--config=configs/scratch.py", "--config.data.prepared=/nowhere"], "/nowhere is not a prepared corpus: make one with"),
         (["--config=configs/finetune.py"], "init_from is not given: name the workdir of a pretraining with --config.init_from=DIR"),
         (["--config=configs/evaluate.py"], "init_from is not given: name the workdir of a finished run with --config.init_from=DIR"),
-        (["--config=configs/evaluate.py", "--config.init_from=/nowhere"], "init_from is '/nowhere', which holds no checkpoint: give the workdir"),
+        (
+            ["--config=configs/evaluate.py", "--config.init_from=/nowhere"],
+            "init_from is '/nowhere', which holds no checkpoint: give the workdir",
+        ),
         (["--config=configs/evaluate.py", "--config.fold=dev"], "fold is 'dev': choose one of train, valid, test"),
     ],
 )
@@ -229,10 +246,14 @@ def test_features_of_another_dimension_than_the_checkpoints_are_refused(argument
 def test_features_of_other_names_than_the_checkpoints_are_refused(refused, files, pretraining, demo_files, tmp_path):
     names = [f"feature_{i}" for i in range(74)]
     other = rewrite(demo_files / "DEMO_COVAREP.csd", tmp_path / "other.csd", lambda x: x, metadata={"dimension names": names})
-    assert "was trained on feature 'F0' where the corpus has 'feature_0'" in refused(*FINETUNE, *files(features=other), f"--config.init_from={pretraining}")
+    assert "was trained on feature 'F0' where the corpus has 'feature_0'" in refused(
+        *FINETUNE, *files(features=other), f"--config.init_from={pretraining}"
+    )
 
 
-@pytest.mark.parametrize("names", [["joy", "sad", "anger", "surprise", "disgust", "fear"], ["sad", "happy", "anger", "surprise", "disgust", "fear"]])
+@pytest.mark.parametrize(
+    "names", [["joy", "sad", "anger", "surprise", "disgust", "fear"], ["sad", "happy", "anger", "surprise", "disgust", "fear"]]
+)
 def test_emotions_other_than_the_runs_are_refused(names, refused, files, finetuning, demo_files, tmp_path):
     labels = rewrite(demo_files / "DEMO_Labels.csd", tmp_path / "labels.csd", lambda x: x, metadata={"dimension names": names})
     line = refused("--config=configs/evaluate.py", *files(labels=labels), f"--config.init_from={finetuning}")
@@ -280,7 +301,9 @@ def test_a_corpus_of_the_users_own_without_its_folder_is_refused(refused, monkey
     monkeypatch.delenv("EMOSSL_DATA", raising=False)
     assert "EMOSSL_DATA is not set: set it to the folder of your corpora" in refused("--config=configs/scratch.py:nemo")
     monkeypatch.setenv("EMOSSL_DATA", str(tmp_path))
-    assert f"{tmp_path}/mosei/CMU_MOSEI_COVAREP.csd does not exist" in refused("--config=configs/scratch.py:mosei", workdir=tmp_path / "other")
+    assert f"{tmp_path}/mosei/CMU_MOSEI_COVAREP.csd does not exist" in refused(
+        "--config=configs/scratch.py:mosei", workdir=tmp_path / "other"
+    )
 
 
 # In processes of their own

@@ -20,7 +20,7 @@ VALID = np.arange(20) < NUM_FRAMES[:, None]
 KEY = jax.random.key(7)
 
 
-@jax.jit(static_argnames=("ratio", "span", "rows"))
+@functools.partial(jax.jit, static_argnames="rows")
 def masks(num_frames, ratio, span, rows):
     keys = jax.random.split(jax.random.key(0), rows)
     return jax.vmap(lambda key: span_mask(key, num_frames, LENGTH, ratio, span))(keys)

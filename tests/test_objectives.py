@@ -26,6 +26,12 @@ class Loudness:
     def predict(self, params, batch):
         return {"error": self._errors(params, batch)}
 
+    def finish(self, params, outputs, segments):
+        return outputs
+
+    def extra(self, params, train, background, predict):
+        return {}
+
     def calibrate(self, outputs, labels):
         return None
 
@@ -51,7 +57,12 @@ def test_a_new_objective_is_one_new_file_that_the_loop_trains(loudness, tiny_con
     fields = {"objective.name": "loudness", "train.learning_rate": 0.3}
     assert type(build(tiny_config("pretrain", fields)).objective).__name__ == "Loudness"
     _, rows = trained(tiny_config("pretrain", fields))
-    assert [(row["arm"], row["fold"]) for row in rows] == [("pretrain", "valid"), ("constant", "valid"), ("pretrain", "test"), ("constant", "test")]
+    assert [(row["arm"], row["fold"]) for row in rows] == [
+        ("pretrain", "valid"),
+        ("constant", "valid"),
+        ("pretrain", "test"),
+        ("constant", "test"),
+    ]
     assert rows[0]["step"] == 6 and rows[0]["metrics"]["loss"] < 0.6
 
 

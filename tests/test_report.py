@@ -23,7 +23,10 @@ def cells(text):
 
 
 def test_the_table_holds_means_over_seeds_with_their_interval_and_the_paired_difference():
-    lines = {tuple(c.strip() for c in line[:1]): [c.strip() for c in line if c.strip()] for line in cells(report.comparison_table(ROWS, ["auroc", "mae"]))}
+    lines = {
+        tuple(c.strip() for c in line[:1]): [c.strip() for c in line if c.strip()]
+        for line in cells(report.comparison_table(ROWS, ["auroc", "mae"]))
+    }
     half = 12.706 * 0.1 / np.sqrt(2) / np.sqrt(2)  # t(0.975, 1) x deviation / sqrt(seeds)
     assert lines[("pretrained",)] == ["pretrained", "30", f"0.750 ±{half:.3f}", f"0.300 ±{2 * half:.3f}"]
     assert lines[("scratch",)][2] == f"0.550 ±{half:.3f}"

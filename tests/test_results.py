@@ -63,7 +63,9 @@ def test_an_infinite_prior_survives_in_the_config(tmp_path):
     assert strict(tmp_path / "results.json")["config"] == {"data": {"norm_prior": "inf"}}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"runs": 3}', '{"runs": [{}], "config": {}, "version": "1"}', '{"runs": [], "config": 1, "version": "1"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"runs": 3}', '{"runs": [{}], "config": {}, "version": "1"}', '{"runs": [], "config": 1, "version": "1"}']
+)
 def test_other_files_are_refused(text, tmp_path):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(UserError, match="results.json .*: run the experiment anew"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ class Segments:
       lengths: (S,) model steps of every segment.
       labels: (S, E) intensities.
       recordings: S recording ids.
+      reliance: (S,) weight in [0, 1] of the recording's own statistics against the training fold's.
     """
 
     def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend, subset: Int[np.ndarray, "n"] | None = None):
@@ -38,10 +40,19 @@ class Segments:
             for name in ("_part", "_first", "_count", "recordings", "labels"):
                 setattr(self, name, getattr(self, name)[subset])
         self.lengths = frontend.num_steps(self._count)
+        self._extra: dict[str, np.ndarray] = {}
+        seconds = np.array([corpus.statistics[r].seconds for r in self.recordings])
+        self.reliance = np.zeros(len(self)) if np.isinf(frontend.prior) else seconds / np.maximum(seconds + frontend.prior, 1e-9)
         self._scaling = {r: frontend.location_and_scale(corpus.statistics[r]) for r in set(self.recordings)}
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def with_extra(self, extra: dict[str, Float[np.ndarray, "s ..."]]) -> Segments:
+        """The same segments, whose batches also hold each segment's rows of `extra`."""
+        segments = copy.copy(self)
+        segments._extra = extra
+        return segments
 
     def steps(self, segment: int, start: int = 0, length: int | None = None) -> Float[np.ndarray, "t d"]:
         """Model steps of one segment from `start`, at most `length` of them."""
@@ -52,7 +63,7 @@ class Segments:
         return self._frontend(frames, *self._scaling[self.recordings[segment]])
 
     def gather(self, selection: Selection) -> Batch:
-        """The batch of a selection: features (B, T, D), num_frames, labels, weight and segment (B, ...)."""
+        """The batch of a selection: features (B, T, D), num_frames, labels, weight, segment and any extra (B, ...)."""
         rows = len(selection.segments)
         features = np.zeros((rows, selection.length, self._frontend.dimension), np.float32)
         num_frames = np.zeros(rows, np.int32)
@@ -66,6 +77,7 @@ class Segments:
             "labels": self.labels[selection.segments],
             "weight": selection.weight,
             "segment": selection.segments.astype(np.int32),
+            **{name: array[selection.segments] for name, array in self._extra.items()},
         }
 
 

@@ -63,7 +63,9 @@ class Frontend:
             normal = np.add.reduceat(normal, first, axis=0) / size[:, None].astype(np.float32)
         if self.stack > 1:
             missing = -len(normal) % self.stack
-            normal = np.pad(normal, ((0, missing), (0, 0))).reshape(-1, self.dimension)
+            if missing:
+                normal = np.pad(normal, ((0, missing), (0, 0)))
+            normal = normal.reshape(-1, self.dimension)
         return normal
 
     def check_features(self, names: Sequence[str], source: object) -> None:
@@ -75,7 +77,9 @@ class Frontend:
             )
         for own, other in zip(self.names, names, strict=True):
             if own != other:
-                raise UserError(f"{source} was trained on feature '{own}' where the corpus has '{other}': use the same features in the same order.")
+                raise UserError(
+                    f"{source} was trained on feature '{own}' where the corpus has '{other}': use the same features in the same order."
+                )
 
     def to_json(self) -> dict:
         return {

@@ -89,7 +89,8 @@ class Sampler:
         rng = np.random.default_rng((seed, epoch, 0))
         shuffled = rng.permutation(len(self.lengths))
         bucket = np.array([self._padded(length) for length in self.lengths[shuffled]])
-        return shuffled[np.argsort(bucket, kind="stable")], rng.permutation(self.steps_per_epoch)
+        # Longest first, so that the filler rows of the last batch are short.
+        return shuffled[np.argsort(-bucket, kind="stable")], rng.permutation(self.steps_per_epoch)
 
     def _padded(self, length: int) -> int:
         return self.crop or padded_length(int(length), self.growth)

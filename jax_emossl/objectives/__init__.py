@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
@@ -46,6 +48,15 @@ class Objective(Protocol):
 
     def predict(self, params: Params, batch: Batch) -> Outputs:
         """Outputs per row, independent of the other rows and of padding."""
+
+    def finish(self, params: Params, outputs: Outputs, segments: Segments) -> Outputs:
+        """Final outputs of a whole fold from `predict`'s, with what its recordings have in common."""
+
+    def extra(self, params: Params, train: Segments, background: Segments, predict: Callable[[Segments], Outputs]) -> dict[str, np.ndarray]:
+        """Arrays (S, ...) per segment of `train` that `loss` reads from its batches besides the features.
+
+        `background` are all segments of the training fold, and `predict` their outputs under the initial `params`.
+        """
 
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> Any:
         """Whatever `metrics` needs that must be chosen on the validation fold, as JSON."""

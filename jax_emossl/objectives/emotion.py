@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jax_emossl import metrics
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
@@ -20,6 +21,7 @@ from jax_emossl.model import SegmentHead, TransformerEncoder, pool_statistics
 from jax_emossl.objectives import Batch, Outputs, Params, check_choice, regression_loss
 
 NEUTRAL = "neutral"
+_SMALLEST_SCALE = 1e-3
 
 
 def category_names(labels: Float[np.ndarray, "s e"], emotions: Sequence[str]) -> list[str]:
@@ -35,20 +37,43 @@ def resolve_head(head: str, labels: Float[np.ndarray, "s e"]) -> str:
     return "category" if ((labels > 0).sum(1) <= 1).all() else "intensity"
 
 
+def standards(
+    pooled: Float[np.ndarray, "s p"], segments: Segments, toward: dict[str, Float[np.ndarray, "p"]]
+) -> tuple[Float[np.ndarray, "s p"], Float[np.ndarray, "s p"]]:
+    """Per segment, the location and scale of its recording's pooled statistics, shrunk `toward` the training fold's."""
+    toward_location, toward_scale = np.asarray(toward["location"]), np.asarray(toward["scale"])
+    location, scale = np.empty_like(pooled), np.empty_like(pooled)
+    for recording in np.unique(segments.recordings.astype(str)):
+        rows = segments.recordings == recording
+        weight = float(segments.reliance[rows][0])
+        location[rows] = weight * pooled[rows].mean(0) + (1 - weight) * toward_location
+        scale[rows] = np.sqrt(weight * pooled[rows].var(0) + (1 - weight) * toward_scale**2) + _SMALLEST_SCALE
+    return location, scale
+
+
 class _Model(nn.Module):
     encoder: TransformerEncoder
     outputs: int
     dropout: float
 
-    @nn.compact
-    def __call__(self, features, num_frames, deterministic):
-        outputs = self.encoder(features, num_frames, None, deterministic)
-        return SegmentHead(self.outputs, self.dropout, name="head")(outputs, num_frames, deterministic)
+    def setup(self):
+        self.head = SegmentHead(self.outputs, self.dropout)
+
+    def __call__(self, features, num_frames, location, scale, deterministic):
+        return self.head((self.pool(features, num_frames, deterministic) - location) / scale, deterministic)
+
+    def pool(self, features, num_frames, deterministic):
+        return pool_statistics(self.encoder(features, num_frames, None, deterministic), num_frames)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Emotion:
-    """What both heads share; see `objectives.Objective`."""
+    """What both heads share; see `objectives.Objective`.
+
+    The head reads the encoder's pooled statistics, standardised like the features: by the mean and the
+    deviation over the recording's segments, shrunk toward the training fold's with the weight that the
+    frontend's prior gives the recording. Speakers then differ less, and one learning rate suits every encoder.
+    """
 
     encoder: TransformerEncoder
     emotions: tuple[str, ...]
@@ -62,20 +87,34 @@ class _Emotion:
         return _Model(self.encoder, len(self.classes), self.dropout)
 
     def init(self, key: jax.Array, batch: Batch, encoder: Params | None = None) -> Params:
-        params = self._model.init(key, batch["features"][:1], batch["num_frames"][:1], True)["params"]
-        encoder = params["encoder"] if encoder is None else encoder
-        outputs = self.encoder.apply({"params": encoder}, batch["features"], batch["num_frames"])
-        pooled = pool_statistics(outputs, batch["num_frames"])
-        head = {**params["head"], "location": pooled.mean(0), "scale": pooled.std(0) + 1e-3}
-        return {"encoder": encoder, "head": head}
+        params = self._model.init(key, batch["features"][:1], batch["num_frames"][:1], 0.0, 1.0, True)["params"]
+        params = params if encoder is None else {**params, "encoder": encoder}
+        pooled = self.predict(params, batch)["pooled"]
+        # Constants: no gradient reaches them, and only matrices are decayed.
+        return {**params, "standard": {"location": pooled.mean(0), "scale": pooled.std(0) + _SMALLEST_SCALE}}
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
-        scores = self._model.apply({"params": params}, batch["features"], batch["num_frames"], False, rngs={"dropout": key})
+        inputs = (batch[name] for name in ("features", "num_frames", "location", "scale"))
+        scores = self._model.apply({"params": params}, *inputs, False, rngs={"dropout": key})
         weight = batch["weight"]
         return jnp.sum(weight * self._row_loss(scores, batch["labels"])), weight.sum(), {}
 
     def predict(self, params: Params, batch: Batch) -> Outputs:
-        return {"scores": self._model.apply({"params": params}, batch["features"], batch["num_frames"], True)}
+        inputs = batch["features"], batch["num_frames"]
+        return {"pooled": self._model.apply({"params": params}, *inputs, True, method=_Model.pool)}
+
+    def finish(self, params: Params, outputs: Outputs, segments: Segments) -> Outputs:
+        location, scale = standards(outputs["pooled"], segments, params["standard"])
+        readout = {name: np.asarray(array) for name, array in params["head"]["readout"].items()}
+        return {"scores": (outputs["pooled"] - location) / scale @ readout["kernel"] + readout["bias"], **outputs}
+
+    def extra(
+        self, params: Params, train: Segments, background: Segments, predict: Callable[[Segments], Outputs]
+    ) -> dict[str, Float[np.ndarray, "s p"]]:
+        location, scale = standards(predict(background)["pooled"], background, params["standard"])
+        first = {recording: i for i, recording in reversed(list(enumerate(background.recordings)))}
+        rows = [first[recording] for recording in train.recordings]
+        return {"location": location[rows], "scale": scale[rows]}
 
     def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
         raise NotImplementedError

@@ -6,6 +6,7 @@ After Nimitsurachat & Washington 2023 (arXiv 2307.12343); spans as in Mockingjay
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
@@ -95,6 +97,12 @@ class MaskedTimesteps:
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(0), s))(batch["segment"])
         total, constant, count = self._sums(params, batch, keys, None)
         return {"loss": total, "loss_of_constant": constant, "masked_steps": count}
+
+    def finish(self, params: Params, outputs: Outputs, segments: Segments) -> Outputs:
+        return outputs
+
+    def extra(self, params: Params, train: Segments, background: Segments, predict: Callable[[Segments], Outputs]) -> dict:
+        return {}
 
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> None:
         return None

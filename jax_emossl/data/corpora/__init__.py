@@ -14,11 +14,10 @@ import pkgutil
 from pathlib import Path
 
 import ml_collections
-from absl import logging
 
 from jax_emossl.data import corpus as corpus_builder
 from jax_emossl.data import prepared
-from jax_emossl.errors import UserError
+from jax_emossl.errors import UserError, notice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +67,15 @@ def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
     key = json.dumps([prepared.FORMAT, name, stamps, bool(config.words), corpus_builder.read_folds(files.folds), label_names])
     folder = cache_dir() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not prepared.is_prepared(folder):
-        summary = corpus_builder.prepare(
-            *(files.features, files.labels, files.folds, folder),
-            words=config.words, label_names=label_names, unlabelled=True, name=name,
-        )  # fmt: skip
-        logging.info("Prepared %s:\n%s", folder, corpus_builder.describe(summary))
+        try:
+            summary = corpus_builder.prepare(
+                *(files.features, files.labels, files.folds, folder),
+                words=config.words, label_names=label_names, unlabelled=True, name=name,
+            )  # fmt: skip
+            notice(f"prepared {folder}:\n{corpus_builder.describe(summary)}")
+        except UserError:
+            if not prepared.is_prepared(folder):  # else another process was faster
+                raise
     return prepared.load(folder)
 
 

@@ -27,7 +27,7 @@ from jax_emossl.data.corpora import Files, cache_dir
 from jax_emossl.data.corpus import COVAREP_DIMENSIONS
 
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
-_VERSION = 1  # raise whenever the generated values change
+_VERSION = 2  # raise whenever the generated values change
 _SEED = 2307
 _FOLDS = {"train": 72, "valid": 24, "test": 24}
 _SEGMENTS = 6  # labelled segments per recording
@@ -137,7 +137,7 @@ def _covarep(rng: np.random.Generator, hidden: Float[np.ndarray, "n k"], mixing)
     """Features of one speaker, with COVAREP's traits: F0 zero when unvoiced, -inf and NaN values."""
     width = len(COVAREP_DIMENSIONS)
     noise = _NOISE * lfilter([0.6], [1, -0.8], rng.normal(size=(len(hidden), width)), axis=0)
-    level, spread = rng.normal(0, 2, width), rng.lognormal(0, 0.3, width)
+    level, spread = rng.normal(0, 0.5, width), rng.lognormal(0, 0.2, width)
     frames = level + spread * (hidden @ mixing / np.sqrt(_OSCILLATIONS / 2) + noise)
     voiced = lfilter([0.2], [1, -0.8], rng.normal(size=len(hidden))) > -0.15
     column = {name: i for i, name in enumerate(COVAREP_DIMENSIONS)}
