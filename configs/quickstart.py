@@ -27,7 +27,8 @@ def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
         config.data.bucket_growth = 2.0
         config.pretrain.objective.ratio = 0.5
         config.pretrain.objective.span = 4
-        config.pretrain.train.steps = 800
+        config.pretrain.train.steps = 600
+        config.pretrain.train.eval_every = 150
         config.pretrain.train.crop = 48
         config.finetune.objective.selection = "auroc"
         config.finetune.train.steps = 120
@@ -36,7 +37,6 @@ def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
     else:
         compare.label_counts = (60,)
         compare.seeds = 3
-        compare.strategies = ("probe-then-full", "full")
         config.finetune.train.steps = 160
         config.finetune.train.probe_steps = 60
         config.finetune.train.eval_every = 20

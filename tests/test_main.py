@@ -203,6 +203,10 @@ def test_a_missing_file_is_named(field, refused, files, tmp_path):
     assert f"{tmp_path}/missing does not exist or is not a file" in line and "data." in line
 
 
+def test_missing_words_are_named(refused, files, tmp_path):
+    assert f"{tmp_path}/words.csd does not exist" in refused(*SCRATCH, *files(), f"--config.data.words={tmp_path}/words.csd")
+
+
 @pytest.mark.parametrize("field", ["features", "labels"])
 @pytest.mark.parametrize("content", [b"", b"these are no features", "truncated"], ids=["empty", "text", "truncated"])
 def test_an_unreadable_file_is_named(field, content, refused, files, demo_files, tmp_path):

@@ -172,7 +172,7 @@ def test_metrics_are_global_means_beside_the_constants():
 def test_the_configured_loss_is_taken(name, expected):
     encoder = dataclasses.replace(OBJECTIVE.encoder, layers=0)  # compiles fast
     objective = dataclasses.replace(OBJECTIVE, encoder=encoder, loss_name=name)
-    params = jax.tree.map(jnp.zeros_like, objective.init(jax.random.key(0), batch()))
+    params = jax.tree.map(jnp.zeros_like, jax.jit(objective.init)(jax.random.key(0), batch()))
     total, count, _ = loss(params, batch() | {"features": np.full((4, 20, 6), 2, np.float32)}, objective)
     assert total / count == pytest.approx(expected, rel=1e-5)
 

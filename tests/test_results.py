@@ -1,6 +1,7 @@
 import json
 
 import ml_collections
+import numpy as np
 import pytest
 
 from jax_emossl import __version__, results
@@ -43,6 +44,21 @@ def test_results_have_the_documented_form(run, request, demo_corpus):
         nones = {name for name, value in row["metrics"].items() if value is None}
         nones |= {f"per_emotion.{e}.{n}" for e, m in row["metrics"].get("per_emotion", {}).items() for n, v in m.items() if v is None}
         assert nones == set(row["undefined"]) and all(row["undefined"].values())
+
+
+def test_the_category_head_gives_recalls_and_a_confusion_matrix(tiny_config, trained, demo_corpus):
+    folder, _ = trained(tiny_config("scratch", {"objective.head": "category"}))
+    rows = strict(folder / "results.json")["runs"]
+    for row in rows:
+        values, number = row["metrics"], len(demo_corpus.fold(row["fold"]))
+        assert {"uar", "f1_macro", "accuracy"} <= set(values)
+        confusion, classes = np.array(values["confusion"]["matrix"]), values["confusion"]["classes"]
+        assert classes[0] == "neutral" and confusion.shape == (len(classes), len(classes)) and confusion.sum() <= number
+        assert values["accuracy"] == pytest.approx(np.trace(confusion) / number)
+        recalls = {name: emotion["recall"] for name, emotion in values["per_emotion"].items()}
+        assert set(recalls) == set(classes)
+        assert {f"per_emotion.{name}.recall" for name, recall in recalls.items() if recall is None} == set(row["undefined"])
+    assert rows[0]["selection"]["metric"] == "uar"
 
 
 def test_all_labels_are_given_as_their_number(finetuning, comparison):

@@ -71,8 +71,15 @@ def _cell(config: ml_collections.ConfigDict, first: Experiment, arm: str, num_la
         member = _part(config, "finetune", **fields)
         member.train.learning_rate, member.train.strategy = rate, strategy
         experiment = build(member, first.corpus, first.frontend)
-        description = f"{arm}, {num_labels} labels, seed {seed}, rate {rate:g}"
-        fitted = fit(experiment.objective, experiment.training_segments(), valid, member, encoder=experiment.encoder, background=background, description=description)  # fmt: skip
+        fitted = fit(
+            experiment.objective,
+            experiment.training_segments(),
+            valid,
+            member,
+            encoder=experiment.encoder,
+            background=background,
+            description=f"{arm}, {num_labels} labels, seed {seed}, rate {rate:g}",
+        )
         if best is None or metrics.better(experiment.objective.selection, fitted.value, best[1].value):
             best = experiment, fitted
     return train.evaluate(*best, "test", num_labels)
