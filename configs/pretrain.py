@@ -6,7 +6,7 @@ from configs import default
 def get_config(corpus: str = "demo"):
     config = default.get_config(corpus)
     config.objective.name = "masked_timesteps"
-    config.objective.ratio = 0.85  # share of steps masked
+    config.objective.ratio = 0.85  # share of steps masked; one span stays visible, so .76 in crops of 64
     config.objective.span = 20  # model steps masked in one piece
     config.objective.loss = "l1"  # l1 | l2 | huber
     config.train.unlabelled = True

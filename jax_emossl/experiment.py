@@ -19,6 +19,30 @@ from jax_emossl.model import TransformerEncoder
 from jax_emossl.objectives import Objective, Params
 from jax_emossl.optimizer import STRATEGIES
 
+_ANY = float("inf")
+_RANGES = {
+    "data.norm_prior": (0, _ANY),
+    "data.clip": (1e-3, 1e6),
+    "data.pool": (1, 10_000),
+    "data.stack": (1, 10_000),
+    "data.bucket_growth": (1.01, 100),
+    "model.width": (1, _ANY),
+    "model.layers": (1, _ANY),
+    "model.heads": (1, _ANY),
+    "train.dropout": (0, 0.99),
+    "train.crop": (0, _ANY),
+    "train.steps": (1, 2**31 - 1),
+    "train.learning_rate": (0, 1e6),
+    "train.encoder_factor": (0, 1e6),
+    "train.probe_steps": (0, 2**31 - 1),
+    "train.warmup_steps": (0, 2**31 - 1),
+    "train.weight_decay": (0, 1e6),
+    "train.b2": (0, 1),
+    "train.clip_norm": (1e-9, _ANY),
+    "train.eval_every": (1, _ANY),
+    "train.patience": (0, _ANY),
+    "train.log_every": (1, _ANY),
+}
 _FRONTEND_FIELDS = {"norm_prior": "prior", "clip": "clip", "pool": "pool", "stack": "stack"}
 
 
@@ -31,6 +55,7 @@ class Experiment:
     frontend: Frontend
     objective: Objective
     encoder: Params | None
+    seen: tuple[str, ...] = ()  # recordings on which `encoder` was trained
 
     @property
     def arm(self) -> str:
@@ -53,7 +78,8 @@ class Experiment:
         return Segments(self.corpus, [fold], self.frontend, subset)
 
     def card(self) -> EncoderCard:
-        return EncoderCard(self.config.model.to_dict(), self.frontend, self.corpus.name, self.corpus.emotions, self.corpus.train_recordings)
+        seen = tuple(sorted({*self.seen, *self.corpus.train_recordings}))
+        return EncoderCard(self.config.model.to_dict(), self.frontend, self.corpus.name, self.corpus.emotions, seen)
 
 
 def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None, frontend: Frontend | None = None) -> Experiment:
@@ -62,34 +88,43 @@ def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None, front
     Raises:
       UserError: the config contradicts itself, the corpus or the checkpoint.
     """
-    mesh.check_batch_size(config.train.batch_size)
-    objectives.check_choice("train.strategy", config.train.strategy, STRATEGIES)
+    _check(config)
     corpus = corpus or corpora.load(config.data)
     model = config.model
-    if min(model.width, model.layers, model.heads) < 1 or model.width % (2 * model.heads):
-        raise UserError(f"model.width is {model.width}, but must be a positive multiple of twice the {model.heads} heads.")
     encoder = TransformerEncoder(model.width, model.layers, model.heads, config.train.dropout)
-    params = None
+    params, seen = None, ()
     if config.init_from:
-        frontend, params = _transfer(config, corpus)
+        frontend, params, seen = _transfer(config, corpus)
     elif frontend is None:
         frontend = _new_frontend(config.data, corpus)
     objective = objectives.make(config.objective, corpus, encoder, frontend.dimension)
-    return Experiment(config, corpus, frontend, objective, params)
+    return Experiment(config, corpus, frontend, objective, params, seen)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Refuses fields out of range, before anything is opened."""
+    if config.init_from == "REQUIRED":
+        raise UserError("init_from is not given: name the workdir of a pretraining with --config.init_from=DIR.")
+    mesh.check_batch_size(config.train.batch_size)
+    objectives.check_choice("train.strategy", config.train.strategy, STRATEGIES)
+    for name, (low, high) in _RANGES.items():
+        group, field = name.split(".")
+        value = config[group].get(field)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{name} is {value}, but must lie between {low:g} and {high:g}.")
+    if config.seed < 0:
+        raise UserError(f"seed is {config.seed}, but must be 0 or more.")
+    model = config.model
+    if model.width % (2 * model.heads):
+        raise UserError(f"model.width is {model.width}, but must be a positive multiple of twice the {model.heads} heads.")
 
 
 def _new_frontend(data: ml_collections.ConfigDict, corpus: Corpus) -> Frontend:
-    if min(data.pool, data.stack) < 1 or data.clip <= 0 or not data.norm_prior >= 0:
-        raise UserError("data.pool and data.stack must be at least 1, data.clip above 0 and data.norm_prior 0 or more.")
-    if data.bucket_growth <= 1:
-        raise UserError(f"data.bucket_growth is {data.bucket_growth}, but must be above 1.")
     return Frontend(corpus.features, corpus.train_statistics, data.norm_prior, data.clip, data.pool, data.stack)
 
 
-def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Frontend, Params]:
-    """The frontend and the encoder parameters of `config.init_from`, and nothing else of it."""
-    if config.init_from == "REQUIRED":
-        raise UserError("init_from is not given: name the workdir of a pretraining with --config.init_from=DIR.")
+def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Frontend, Params, tuple[str, ...]]:
+    """The frontend and the encoder parameters of `config.init_from`, and nothing else of it; and what they have seen."""
     source = Path(config.init_from)
     card = EncoderCard.load(source)
     card.frontend.check_features(corpus.features, source)
@@ -105,7 +140,7 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
             notice(f"data.{field}={value} is the checkpoint's and takes the place of the config's {config.data[field]}.")
             config.data[field] = value
     _, params = checkpoint.load_best_params(source)
-    return card.frontend, params["encoder"]
+    return card.frontend, params["encoder"], card.recordings
 
 
 def check_held_out(card: EncoderCard, corpus: Corpus, source: Path) -> None:

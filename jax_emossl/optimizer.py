@@ -46,7 +46,9 @@ class Optimizer:
         """Learning rates at `step`, of the encoder and of everything else."""
         schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, self.warmup_steps, max(self.steps, self.warmup_steps + 1))
         rate = rates.learning_rate * schedule(step + 1)
-        thawed = jnp.clip((step - rates.probe_steps + 1) / max(self.warmup_steps, 1), 0.0, 1.0)
+        since_thaw = step - rates.probe_steps + 1
+        warm = jnp.clip(since_thaw / max(self.warmup_steps, 1), 0.0, 1.0)
+        thawed = jnp.where(rates.probe_steps > 0, warm, 1.0)  # without a probe the schedule's own warm-up is enough
         return rate * rates.encoder_factor * thawed, rate
 
     def apply(self, gradients: Any, opt_state: Any, params: dict, rates: Rates, step: Int[Array, ""]) -> tuple[dict, Any]:
