@@ -26,6 +26,7 @@ from jax_emossl.optimizer import Optimizer, Rates
 from jax_emossl.predict import predict
 
 _INIT_SEGMENTS = 256  # training segments shown to an objective's initialisation
+_INIT_STEPS = 256  # at most, of each
 _NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "stale": 0, "unlogged": []}
 
 
@@ -150,7 +151,8 @@ def fit(
 def _initial(objective: Objective, key: jax.Array, segments: Segments, growth: float, encoder: Params | None) -> Params:
     """Initial parameters, from a fixed choice of training segments."""
     rows = min(_INIT_SEGMENTS, len(segments))
-    batch = segments.gather(Sampler(segments.lengths, rows, crop=256, growth=growth).indices(0, 0))
+    selection = Sampler(segments.lengths, len(segments), crop=_INIT_STEPS, growth=growth).indices(0, 0).shard(0, -(-len(segments) // rows))
+    batch = segments.gather(selection)
     del batch["labels"]
     return mesh.replicate(init_params(objective, key, batch, encoder))
 
