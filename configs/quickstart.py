@@ -30,7 +30,6 @@ def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
         config.pretrain.train.steps = 600
         config.pretrain.train.eval_every = 150
         config.pretrain.train.crop = 48
-        config.finetune.objective.selection = "auroc"
         config.finetune.train.steps = 120
         config.finetune.train.probe_steps = 40
         config.finetune.train.eval_every = 20

@@ -9,5 +9,5 @@ def get_config(corpus: str = "demo"):
     config.objective.head = "auto"  # auto | intensity | category
     config.objective.loss = "huber"  # of the intensity head: l1 | l2 | huber
     config.objective.dropout = 0.3  # of the pooled statistics
-    config.objective.selection = ""  # validation metric; "" = uar (category) or mae (intensity)
+    config.objective.selection = ""  # validation metric; "" = uar (category) or auroc (intensity)
     return config

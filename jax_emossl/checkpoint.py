@@ -180,12 +180,22 @@ def load_best_params(workdir: Path) -> tuple[int, dict]:
     manager = _manager(workdir, read_only=True)
     try:
         for step in sorted(manager.all_steps(), reverse=True):
-            snapshot = _restore_intact(manager, step, {"best": None})
+            snapshot = _restore_intact(manager, step, {"best": _on_one_device(workdir / FOLDER / str(step) / "best")})
             if snapshot and snapshot.progress["best_step"] is not None:
                 return snapshot.progress["best_step"], jax.tree.map(np.asarray, snapshot.best)
     finally:
         manager.close()
     raise UserError(f"{workdir} holds no complete checkpoint: run its training first.")
+
+
+def _on_one_device(item: Path) -> Any:
+    """The shapes of a saved item, placed on one device here, whatever devices it came from; None if unreadable."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        saved = ocp.StandardCheckpointer().metadata(item.absolute()).item_metadata.tree
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), saved)
+    except Exception:  # as in `_restore_intact`, which then tells of the damage
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +208,7 @@ class EncoderCard:
       corpus: name of the corpus it was trained on.
       emotions: the corpus's emotions.
       recordings: the training recordings it has seen.
+      classes: what the run's head answers; empty for a pretraining.
     """
 
     model: dict
@@ -205,6 +216,7 @@ class EncoderCard:
     corpus: str
     emotions: tuple[str, ...]
     recordings: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
     def save(self, workdir: Path) -> None:
         table = {
@@ -213,6 +225,7 @@ class EncoderCard:
             "corpus": self.corpus,
             "emotions": list(self.emotions),
             "recordings": list(self.recordings),
+            "classes": list(self.classes),
         }
         (workdir / ENCODER_FILE).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
 
@@ -230,6 +243,7 @@ class EncoderCard:
                 str(table["corpus"]),
                 tuple(map(str, table["emotions"])),
                 tuple(map(str, table["recordings"])),
+                tuple(map(str, table["classes"])),
             )
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(f"{file} is damaged ({type(error).__name__}: {' '.join(str(error).split())}): pretrain anew.") from error

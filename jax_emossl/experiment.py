@@ -32,7 +32,7 @@ _RANGES = {
     "train.dropout": (0, 0.99),
     "train.crop": (0, _ANY),
     "train.steps": (1, 2**31 - 1),
-    "train.learning_rate": (0, 1e6),
+    "train.learning_rate": (0, 1e30),
     "train.encoder_factor": (0, 1e6),
     "train.probe_steps": (0, 2**31 - 1),
     "train.warmup_steps": (0, 2**31 - 1),
@@ -66,6 +66,11 @@ class Experiment:
             return "scratch"
         return "frozen" if self.config.train.strategy == "frozen" else "pretrained"
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the head answers; empty for a pretraining."""
+        return getattr(self.objective, "classes", ())
+
     def training_segments(self) -> Segments:
         """The training fold's segments within the label budget, and the unlabelled stretches where asked for."""
         if self.config.train.unlabelled:
@@ -79,7 +84,7 @@ class Experiment:
 
     def card(self) -> EncoderCard:
         seen = tuple(sorted({*self.seen, *self.corpus.train_recordings}))
-        return EncoderCard(self.config.model.to_dict(), self.frontend, self.corpus.name, self.corpus.emotions, seen)
+        return EncoderCard(self.config.model.to_dict(), self.frontend, self.corpus.name, self.corpus.emotions, seen, self.classes)
 
 
 def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None, frontend: Frontend | None = None) -> Experiment:
@@ -107,6 +112,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError("init_from is not given: name the workdir of a pretraining with --config.init_from=DIR.")
     mesh.check_batch_size(config.train.batch_size)
     objectives.check_choice("train.strategy", config.train.strategy, STRATEGIES)
+    if config.train.unlabelled and (config.num_labels or config.objective.name == "emotion"):
+        raise UserError("train.unlabelled is for training without labels: set it to False to train on emotion labels.")
     for name, (low, high) in _RANGES.items():
         group, field = name.split(".")
         value = config[group].get(field)

@@ -3,7 +3,7 @@
 Examples:
   python -m jax_emossl.main --config=configs/quickstart.py
   python -m jax_emossl.main --config=configs/pretrain.py:nemo --workdir=runs/pretrain
-  python -m jax_emossl.main --config=configs/finetune.py:nemo --config.init_from=runs/pretrain --config.num_labels=60
+  python -m jax_emossl.main --config=configs/finetune.py:nemo --config.init_from=runs/pretrain --config.num_labels=60 --workdir=runs/finetune
   python -m jax_emossl.main --config=configs/scratch.py:nemo --config.num_labels=60
   python -m jax_emossl.main --config=configs/evaluate.py --config.init_from=runs/finetune --config.fold=test
 
@@ -82,8 +82,11 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
     except preemption.Preempted:
-        print("Stopped on request, with everything saved: run the same command again to go on.", file=sys.stderr)
+        print("Stopped on request: run the same command again to go on.", file=sys.stderr)
         sys.exit(preemption.EXIT_CODE)
 
 

@@ -17,8 +17,8 @@ from jax_emossl import __version__, workdir
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
+from jax_emossl.workdir import RESULTS_FILE as RESULTS_FILE
 
-RESULTS_FILE = "results.json"
 ARMS = ("pretrain", "pretrained", "frozen", "scratch", "constant", "functionals")
 _COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
 

@@ -16,6 +16,7 @@ from jax_emossl.errors import UserError
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+RESULTS_FILE = "results.json"
 
 
 def default(config_path: str) -> Path:
@@ -37,7 +38,10 @@ def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _lock(workdir)
-        if file.exists() and not insist:
+        if (workdir / RESULTS_FILE).exists() and insist:
+            raise UserError(f"{workdir} holds a finished run, on which --insist cannot go on: give another --workdir.")
+        started = any((workdir / name).exists() for name in (RESULTS_FILE, "checkpoints", "pretrain"))
+        if file.exists() and started and not insist:
             differing = _differing(plain(read_config(workdir)), wanted)
             if differing:
                 raise UserError(

@@ -154,7 +154,7 @@ def test_classes_are_those_of_the_training_fold_with_neutral_for_all_zeros():
     assert emotion.category_names(SEVERAL, EMOTIONS) == ["anger", "neutral", "happy", "happy", "anger"]
 
 
-@pytest.mark.parametrize(("labels", "metric"), [(SEVERAL, "mae"), (SINGLE, "uar")])
+@pytest.mark.parametrize(("labels", "metric"), [(SEVERAL, "auroc"), (SINGLE, "uar")])
 def test_steps_are_selected_by_the_heads_own_metric_or_the_configured(labels, metric):
     assert make(labels).selection == metric
     assert make(labels, selection="f1_macro").selection == "f1_macro"

@@ -160,9 +160,9 @@ def test_sentiment_is_never_an_emotion(tiny_config, demo_files, tmp_path):
     [
         ({"model.width": 18}, "model.width is 18, but must be a positive multiple of twice the 2 heads"),
         ({"model.layers": 0}, "model"),
-        ({"data.pool": 0}, "data.pool and data.stack must be at least 1"),
-        ({"data.norm_prior": -1.0}, "data.norm_prior 0 or more"),
-        ({"data.norm_prior": float("nan")}, "data.norm_prior 0 or more"),
+        ({"data.pool": 0}, "data.pool is 0"),
+        ({"data.norm_prior": -1.0}, "data.norm_prior is -1.0"),
+        ({"data.norm_prior": float("nan")}, "data.norm_prior is nan"),
         ({"data.bucket_growth": 1.0}, "data.bucket_growth is 1.0"),
         ({"objective.name": "telepathy"}, "objective.name is 'telepathy': choose one of emotion, masked_timesteps"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from conftest import ROOT, TINY
 
-from jax_emossl import main, preemption
+from jax_emossl import checkpoint, main, preemption
 from jax_emossl.data import csd
 
 SMALL = [f"--config.{field}={value}" for field, value in TINY.items()]
@@ -148,7 +148,7 @@ def test_the_same_command_again_does_not_train_again(command, data, tmp_path):
 
 def test_workdir_defaults_to_runs_config_and_time(command, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = command(f"--config={ROOT}/configs/scratch.py", *SMALL, data, "--config.train.steps=0", workdir=None)
+    code, out, _ = command(f"--config={ROOT}/configs/scratch.py", *SMALL, data, "--config.train.steps=1", workdir=None)
     (folder,) = (tmp_path / "runs").iterdir()
     assert code == 0 and re.fullmatch(r"scratch-\d{8}-\d{6}", folder.name) and f"train in runs/{folder.name}" in out
     assert (folder / "config.json").is_file()
@@ -328,6 +328,8 @@ def test_two_devices_give_what_one_gives(data, tmp_path, pretraining):
         assert one == pytest.approx(two, rel=1e-4)
     one, two = ([row["metrics"]["loss"] for row in json.loads((f / "results.json").read_text())["runs"]] for f in (pretraining, tmp_path))
     np.testing.assert_allclose(one, two, rtol=1e-4)
+    step, params = checkpoint.load_best_params(tmp_path)  # on the one device here
+    assert step == checkpoint.load_best_params(pretraining)[0] and isinstance(params["encoder"]["mask_embedding"], np.ndarray)
 
 
 def test_a_batch_that_two_devices_cannot_share_ends_with_one_sentence(data, tmp_path):

@@ -143,9 +143,9 @@ def test_full_training_moves_the_encoder_from_the_first_step(tiny_config):
 def test_the_step_with_the_best_validation_value_is_chosen(tiny_config):
     log = Log()
     fitted, snapshots = run(tiny_config("scratch"), log)
-    values = log.values("valid/mae")
+    values = log.values("valid/auroc")
     assert list(values) == [2, 4, 6]
-    assert (fitted.step, fitted.value) == min(values.items(), key=lambda item: item[1])
+    assert (fitted.step, fitted.value) == max(values.items(), key=lambda item: item[1])
     same(fitted.params, snapshots[fitted.step])
 
 

@@ -16,9 +16,19 @@ def test_the_config_returns_as_it_was_given(tmp_path, tiny_config):
 def test_the_same_config_may_enter_again_and_another_may_not(tmp_path, tiny_config):
     for _ in range(2):
         workdir.enter(tmp_path, tiny_config("scratch", {"data.norm_prior": float("inf")}))
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="differs in data.norm_prior, num_labels: give another --workdir"):
         workdir.enter(tmp_path, tiny_config("scratch", num_labels=3))
     workdir.enter(tmp_path, tiny_config("scratch", num_labels=3), insist=True)
+    assert workdir.read_config(tmp_path).num_labels == 3
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a finished run, on which --insist cannot go on"):
+        workdir.enter(tmp_path, tiny_config("scratch", num_labels=4), insist=True)
+
+
+def test_a_run_that_has_not_started_may_be_corrected(tmp_path, tiny_config):
+    workdir.enter(tmp_path, tiny_config("scratch", num_labels=99_999))
+    workdir.enter(tmp_path, tiny_config("scratch", num_labels=3))
     assert workdir.read_config(tmp_path).num_labels == 3
 
 

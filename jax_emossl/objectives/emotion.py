@@ -73,6 +73,7 @@ class _Emotion:
     The head reads the encoder's pooled statistics, standardised like the features: by the mean and the
     deviation over the recording's segments, shrunk toward the training fold's with the weight that the
     frontend's prior gives the recording. Speakers then differ less, and one learning rate suits every encoder.
+    Training keeps the standards of the initial encoder; a fold is predicted with those of the current one.
     """
 
     encoder: TransformerEncoder
@@ -141,7 +142,7 @@ class Category(_Emotion):
     """Softmax over the classes of the training fold; neutral is the segment without any emotion."""
 
     def _position(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, "s"]:
-        unseen = [name for name in (NEUTRAL, *self.emotions) if name not in self.classes]
+        unseen = [name for name in dict.fromkeys((NEUTRAL, *self.emotions)) if name not in self.classes]
         place = {name: i for i, name in enumerate(self.classes)} | {name: metrics.UNSEEN - i for i, name in enumerate(unseen)}
         return np.array([place[name] for name in category_names(labels, self.emotions)], int)
 
@@ -166,9 +167,9 @@ def make(config, corpus: Corpus, encoder: TransformerEncoder, dimension: int) ->
     labels = corpus.fold("train").labels
     head = resolve_head(config.head, labels)
     loss = check_choice("objective.loss", config.loss, ("l1", "l2", "huber"))
-    metric = config.selection or {"category": "uar", "intensity": "mae"}[head]
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"objective.dropout is {config.dropout}: give a share in [0, 1).")
+    metric = config.selection or {"category": "uar", "intensity": "auroc"}[head]
+    if not 0 <= config.dropout <= 0.99:
+        raise UserError(f"objective.dropout is {config.dropout}: give a share between 0 and 0.99.")
     if head == "intensity":
         check_choice(
             "objective.selection",
@@ -178,5 +179,5 @@ def make(config, corpus: Corpus, encoder: TransformerEncoder, dimension: int) ->
         return Intensity(encoder, corpus.emotions, corpus.emotions, config.dropout, loss, metric)
     check_choice("objective.selection", metric, ("uar", "f1_macro", "accuracy"))
     present = set(category_names(labels, corpus.emotions))
-    classes = tuple(name for name in (NEUTRAL, *corpus.emotions) if name in present)
+    classes = tuple(name for name in dict.fromkeys((NEUTRAL, *corpus.emotions)) if name in present)
     return Category(encoder, corpus.emotions, classes, config.dropout, loss, metric)

@@ -10,7 +10,6 @@ import ml_collections
 from tqdm import tqdm
 
 from jax_emossl import metrics, report, results, workdir
-from jax_emossl.data import corpora
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import Experiment, build
 from jax_emossl.tasks import train
@@ -21,7 +20,8 @@ _ARMS = ("pretrained", "scratch")
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (arm, label count, seed) that `out` does not hold yet; returns all rows."""
-    cells = list(_cells(config, len(corpora.load(config.data).fold("train"))))
+    corpus = build(_part(config, "finetune")).corpus  # refuses a config that could not be compared, before pretraining
+    cells = list(_cells(config, len(corpus.fold("train"))))
     pretraining = out / "pretrain"
     pretrain_config = _part(config, "pretrain")
     workdir.enter(pretraining, pretrain_config)
@@ -37,11 +37,10 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
                 rows += _cell(config, first, arm, num_labels, seed, str(pretraining))
                 results.write(file, rows, config)
     valid = first.segments("valid")
-    metric = first.objective.selection
-    shown = ("uar",) if metric == "uar" else ("auroc", "mae")
+    shown = report.table_metrics(rows)
     print(train.context(first, valid))
-    print(report.comparison_table(rows, report.table_metrics(rows)))
-    for name in shown:
+    print(report.comparison_table(rows, shown))
+    for name in shown[:2]:
         print(f"Figure: {report.learning_curve(rows, name, out / f'{name}.png')}")
     return rows
 
@@ -55,7 +54,10 @@ def _part(config: ml_collections.ConfigDict, part: str, **fields) -> ml_collecti
 
 def _cells(config: ml_collections.ConfigDict, available: int) -> Iterator[tuple[str, int, int]]:
     """All (arm, label count, seed); 0 stands for all labels, and counts beyond the fold are refused."""
-    counts = [count or available for count in config.compare.label_counts]
+    grid = config.compare
+    if min(len(grid.label_counts), len(grid.learning_rates), len(grid.strategies), grid.seeds) < 1:
+        raise UserError("compare.label_counts, learning_rates, strategies and seeds must name at least one each.")
+    counts = [count or available for count in grid.label_counts]
     if max(counts) > available:
         raise UserError(f"compare.label_counts has {max(counts)}, but the training fold has {available} labelled segments: lower it.")
     seeds = range(config.seed, config.seed + config.compare.seeds)

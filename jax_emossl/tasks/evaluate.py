@@ -35,6 +35,11 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
             f"{source} and the corpus {experiment.corpus.name} disagree on the emotion '{unknown[0]}': "
             f"evaluate on labels with {', '.join(card.emotions)}, in this order."
         )
+    if experiment.classes != card.classes:
+        raise UserError(
+            f"{source} answers {', '.join(card.classes)}, but the training fold of {experiment.corpus.name} has "
+            f"{', '.join(experiment.classes)}: evaluate on a corpus with the same classes."
+        )
     check_held_out(card, experiment.corpus, source)
     step, params = checkpoint.load_best_params(source)
     params = mesh.replicate(params)
@@ -45,7 +50,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     calibration = objective.calibrate(outputs, valid.labels)
     report, _ = objective.metrics(outputs, valid.labels, calibration)
     fitted = Fitted(params, step, report[objective.selection], calibration)
-    rows = train.evaluate(experiment, fitted, config.fold, len(experiment.training_segments()))
+    rows = train.evaluate(experiment, fitted, config.fold, trained.num_labels or len(experiment.corpus.fold("train")))
     results.write(out / results.RESULTS_FILE, rows, config)
     print(train.summary(experiment, rows, valid))
     return rows

@@ -72,7 +72,7 @@ def context(experiment: Experiment, valid: Segments) -> str:
     own = (
         ""
         if prior == float("inf")
-        else f"\nFeatures are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
+        else f"\nFeatures and pooled statistics are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
     )
     return (
         f"Corpus {experiment.corpus.name}{synthetic}. Steps and thresholds are chosen on the validation fold: "
