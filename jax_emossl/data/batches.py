@@ -41,8 +41,7 @@ class Segments:
                 setattr(self, name, getattr(self, name)[subset])
         self.lengths = frontend.num_steps(self._count)
         self._extra: dict[str, np.ndarray] = {}
-        seconds = np.array([corpus.statistics[r].seconds for r in self.recordings])
-        self.reliance = np.zeros(len(self)) if np.isinf(frontend.prior) else seconds / np.maximum(seconds + frontend.prior, 1e-9)
+        self.reliance = np.array([corpus.statistics[r].reliance(frontend.prior) for r in self.recordings])
         self._scaling = {r: frontend.location_and_scale(corpus.statistics[r]) for r in set(self.recordings)}
 
     def __len__(self) -> int:

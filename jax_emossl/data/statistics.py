@@ -69,13 +69,17 @@ class Statistics:
             spread = (number * (variance + (mean - overall) ** 2)).sum(0) / total
         return cls(overall, spread, sum(p.seconds for p in parts), total)
 
+    def reliance(self, prior: float) -> float:
+        """The weight n / (n + prior) of these statistics, n being `seconds`; 0 for an infinite prior."""
+        return 0.0 if np.isinf(prior) else self.seconds / max(self.seconds + prior, np.finfo(float).tiny)
+
     def shrunk(self, toward: Statistics, prior: float) -> Statistics:
         """Mean and variance each weighted n / (n + prior) against `toward`'s, n being `seconds`.
 
         A prior of 0 keeps the recording's own, infinity takes `toward`'s. A dimension without any value
         of its own takes `toward`'s.
         """
-        weight = 0.0 if np.isinf(prior) else self.seconds / max(self.seconds + prior, np.finfo(float).tiny)
+        weight = self.reliance(prior)
 
         def blend(own, other):
             mixed = weight * np.nan_to_num(own) + (1 - weight) * np.nan_to_num(other)
