@@ -15,10 +15,13 @@ def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
         del config[name]
 
     config.compare = compare = ml_collections.ConfigDict()
-    compare.label_counts = (30, 120, 0)  # labelled training segments; 0 = all
+    compare.arms = ("pretrained", "scratch")  # also: frozen, random, functionals, pretrained+functionals
+    compare.label_counts = (30, 120, 0)  # labelled training segments; below 1 a share of the fold, 0 = all
     compare.seeds = 2  # each with its own labels, initial head and batches
-    compare.learning_rates = (1e-3, 3e-3)  # the same grid for both arms, chosen on validation
-    compare.strategies = ("probe-then-full",)  # likewise
+    compare.learning_rates = (1e-3, 3e-3)  # the same grid for pretrained and scratch, chosen on validation
+    compare.strategies = ("probe-then-full",)  # likewise; frozen means a logistic (ridge) regression on the frozen encoder
+    compare.fold = "test"  # fold that is reported; valid for searches
+    compare.variants = (("", ()),)  # (name, ((field, value), ...)): each is pretrained and compared
 
     if corpus == "demo":
         config.model.width = 32

@@ -114,7 +114,7 @@ def training(config_name: str, folder: str) -> dict:
     host = list(in_memory(segments, sampler, 0, 0, _TRAIN_STEPS))
     batches = [mesh.shard(batch) for batch in host]
     optimizer = Optimizer(settings.b2, settings.weight_decay, settings.clip_norm, settings.warmup_steps, settings.steps)
-    rates = mesh.replicate(Rates.make(settings.strategy, settings.learning_rate, settings.encoder_factor, settings.probe_steps))
+    rates = mesh.replicate(Rates.make(settings))
     key = jax.random.key(0)
     shown = {name: array for name, array in batches[0].items() if name != "labels"}
     params = mesh.replicate(init_params(experiment.objective, key, shown, None))

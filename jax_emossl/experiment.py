@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import ml_collections
-import numpy as np
 
 from jax_emossl import checkpoint, mesh, objectives
 from jax_emossl.checkpoint import EncoderCard
@@ -77,10 +76,10 @@ class Experiment:
             folds = ["train", *([UNLABELLED] if UNLABELLED in self.corpus.folds else [])]
             return Segments(self.corpus, folds, self.frontend)
         subset = label_budget.choose(self.corpus.fold("train").labels, self.config.num_labels, self.config.seed)
-        return self.segments("train", subset)
+        return self.segments("train").take(subset)
 
-    def segments(self, fold: str, subset: np.ndarray | None = None) -> Segments:
-        return Segments(self.corpus, [fold], self.frontend, subset)
+    def segments(self, fold: str) -> Segments:
+        return Segments(self.corpus, [fold], self.frontend)
 
     def card(self) -> EncoderCard:
         seen = tuple(sorted({*self.seen, *self.corpus.train_recordings}))

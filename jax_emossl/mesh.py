@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,6 +20,18 @@ from jax_emossl.errors import UserError
 def data_mesh() -> Mesh:
     """All devices of all processes."""
     return Mesh(np.array(jax.devices()), ("data",))
+
+
+def use_cpu_cores(batch_sizes: Sequence[int]) -> None:
+    """Where JAX runs on the CPU, makes one device of each core, as far as the batches can be shared by them equally.
+
+    Small models leave cores idle within one device. Nothing changes once JAX has started, or where XLA_FLAGS says how many.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = max(n for n in range(1, cores + 1) if all(size % n == 0 for size in batch_sizes))
+    if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def shard(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

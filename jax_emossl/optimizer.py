@@ -8,6 +8,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -33,6 +34,11 @@ class Optimizer:
     clip_norm: float
     warmup_steps: int
     steps: int
+
+    @classmethod
+    def make(cls, settings: ml_collections.ConfigDict) -> Optimizer:
+        """From `config.train`."""
+        return cls(settings.b2, settings.weight_decay, settings.clip_norm, settings.warmup_steps, settings.steps)
 
     def transformation(self) -> optax.GradientTransformation:
         """Adam's direction, to be scaled by `step_sizes`."""
@@ -77,10 +83,10 @@ class Rates:
     probe_steps: Int[Array, ""]
 
     @classmethod
-    def make(cls, strategy: str, learning_rate: float, encoder_factor: float, probe_steps: int) -> Rates:
-        """Rates of a fine-tuning strategy: 'full', 'frozen' (a probe) or 'probe-then-full' (LP-FT, Kumar et al. 2022)."""
-        if strategy not in STRATEGIES:
-            raise UserError(f"train.strategy is '{strategy}': choose one of {', '.join(STRATEGIES)}.")
-        factor = 0.0 if strategy == "frozen" else encoder_factor
-        probe = probe_steps if strategy == "probe-then-full" else 0
-        return cls(jnp.float32(learning_rate), jnp.float32(factor), jnp.int32(probe))
+    def make(cls, settings: ml_collections.ConfigDict) -> Rates:
+        """From `config.train`, whose strategy is 'full', 'frozen' (a probe) or 'probe-then-full' (LP-FT, Kumar et al. 2022)."""
+        if settings.strategy not in STRATEGIES:
+            raise UserError(f"train.strategy is '{settings.strategy}': choose one of {', '.join(STRATEGIES)}.")
+        factor = 0.0 if settings.strategy == "frozen" else settings.encoder_factor
+        probe = settings.probe_steps if settings.strategy == "probe-then-full" else 0
+        return cls(jnp.float32(settings.learning_rate), jnp.float32(factor), jnp.int32(probe))

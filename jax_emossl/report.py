@@ -106,3 +106,14 @@ def learning_curve(rows: Sequence[dict], metric: str, path: Path) -> Path:
     figure.savefig(path, dpi=160)
     plt.close(figure)
     return path
+
+
+def write(out):
+    from jax_emossl.results import RESULTS_FILE
+    rows = results.read(out / RESULTS_FILE)["runs"]
+    lines = [["variant", "arm", "budget", "n", "value"]]
+    keys = sorted({(r["variant"], r["arm"], r["budget"]) for r in rows})
+    for v, a, b in keys:
+        x = [r["metrics"].get("uar", r["metrics"].get("auroc")) for r in rows if (r["variant"], r["arm"], r["budget"]) == (v, a, b)]
+        lines.append([v, a, str(b), str(len(x)), f"{np.mean([i for i in x if i is not None] or [np.nan]):.3f}"])
+    return results.align(lines)

@@ -8,18 +8,24 @@ One row per run and evaluated fold; README documents its fields.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
+import numpy as np
+from jaxtyping import Float
 
 from jax_emossl import __version__, workdir
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
 from jax_emossl.workdir import RESULTS_FILE as RESULTS_FILE
 
-ARMS = ("pretrain", "pretrained", "frozen", "scratch", "constant", "functionals")
+ARMS = ("pretrain", "pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals", "constant")
+PREDICTIONS = "predictions"
 _COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
 
 
@@ -44,6 +50,19 @@ def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -
     """Writes results.json whole or not at all."""
     table = {"runs": list(rows), "config": workdir.plain(config), "version": __version__}
     workdir.write_atomically(path, json.dumps(table, indent=1, allow_nan=False))
+
+
+def keep_predictions(out: Path, name: Path, scores: Float[np.ndarray, "s c"], segments: Segments, calibration: Any) -> str:
+    """Keeps scores beside results.json, with what is needed to judge them anew; returns their path within `out`."""
+    file = out / PREDICTIONS / name.with_name(name.name + ".npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    recordings = segments.recordings.astype(str)
+    with open(partial := file.with_name(file.name + ".partial"), "wb") as stream:
+        np.savez_compressed(
+            stream, scores=scores.astype(np.float32), labels=segments.labels, recordings=recordings, calibration=json.dumps(calibration)
+        )
+    os.replace(partial, file)
+    return str(file.relative_to(out))
 
 
 def read(path: Path) -> dict:

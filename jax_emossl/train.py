@@ -27,7 +27,7 @@ from jax_emossl.predict import predict
 
 _INIT_SEGMENTS = 256  # training segments shown to an objective's initialisation
 _INIT_STEPS = 256  # at most, of each
-_NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "stale": 0, "unlogged": []}
+NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "stale": 0, "unlogged": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +85,17 @@ def fit(
     """
     settings = config.train
     mesh.check_batch_size(settings.batch_size)
-    optimizer = Optimizer(settings.b2, settings.weight_decay, settings.clip_norm, settings.warmup_steps, settings.steps)
-    rates = mesh.replicate(Rates.make(settings.strategy, settings.learning_rate, settings.encoder_factor, settings.probe_steps))
+    optimizer = Optimizer.make(settings)
+    rates = mesh.replicate(Rates.make(settings))
     growth = config.data.bucket_growth
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     background = background or train
-    params = _initial(objective, init_key, background, growth, encoder)
+    params = initial_params(objective, init_key, background, growth, encoder)
     train = train.with_extra(
         objective.extra(params, train, background, lambda segments: predict(objective, params, segments, settings.batch_size, growth))
     )
     opt_state = mesh.replicate(jax.jit(optimizer.transformation().init)(params))
-    now = Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), _NO_PROGRESS)
+    now = Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), NO_PROGRESS)
     if checkpoints:
         now = checkpoints.latest(now) or now
     step, params, opt_state, best, progress = now.step, now.params, now.opt_state, now.best, now.progress
@@ -104,7 +104,7 @@ def fit(
     sampler = Sampler(train.lengths, settings.batch_size, settings.crop, growth)
     loaders = {"memory": in_memory, "tf.data": tf_data}
     load = loaders[check_choice("data.loader", config.data.loader, tuple(loaders))]
-    stop = settings.steps if not _stale(progress, settings) else step
+    stop = settings.steps if not stale(progress, settings) else step
     batches = load(train, sampler, config.seed, step, stop, mesh.process()) if step < stop else ()
     running: list[dict] = []  # sums still on the device
     with tqdm(total=settings.steps, initial=step, desc=description, unit="step", leave=False, disable=None) as bar:
@@ -131,7 +131,7 @@ def fit(
             if evaluated:
                 outputs = predict(objective, params, valid, settings.batch_size, growth)
                 report, _ = objective.metrics(outputs, valid.labels, objective.calibrate(outputs, valid.labels))
-                progress = _judge(progress, objective.selection, report, step)
+                progress = judge(progress, objective.selection, report, step)
                 if progress["best_step"] == step:
                     best = jax.tree.map(jnp.copy, params)
                 if log:
@@ -140,7 +140,7 @@ def fit(
                 checkpoints.save(Snapshot(step, params, opt_state, best, progress), progress["value"] if evaluated else None)
             if preempted:
                 raise preemption.Preempted
-            if evaluated and _stale(progress, settings):
+            if evaluated and stale(progress, settings):
                 break
     if log:
         log.close()
@@ -148,7 +148,7 @@ def fit(
     return Fitted(best, progress["best_step"], progress["best_value"], calibration)
 
 
-def _initial(objective: Objective, key: jax.Array, segments: Segments, growth: float, encoder: Params | None) -> Params:
+def initial_params(objective: Objective, key: jax.Array, segments: Segments, growth: float, encoder: Params | None) -> Params:
     """Initial parameters, from a fixed choice of training segments."""
     rows = min(_INIT_SEGMENTS, len(segments))
     selection = Sampler(segments.lengths, len(segments), crop=_INIT_STEPS, growth=growth).indices(0, 0).shard(0, -(-len(segments) // rows))
@@ -157,12 +157,12 @@ def _initial(objective: Objective, key: jax.Array, segments: Segments, growth: f
     return mesh.replicate(init_params(objective, key, batch, encoder))
 
 
-def _stale(progress: dict, settings: ml_collections.ConfigDict) -> bool:
+def stale(progress: dict, settings: ml_collections.ConfigDict) -> bool:
     """Whether early stopping has ended the run."""
     return settings.patience > 0 and progress["stale"] >= settings.patience
 
 
-def _judge(progress: dict, metric: str, report: dict, step: int) -> dict:
+def judge(progress: dict, metric: str, report: dict, step: int) -> dict:
     """Progress after an evaluation: the best step so far, and for how many evaluations it has stood."""
     value = report[metric]
     if value is None:

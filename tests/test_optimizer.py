@@ -3,6 +3,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -22,7 +23,8 @@ def params(seed=0):
 
 
 def rates(strategy="full", learning_rate=0.1, encoder_factor=1.0, probe_steps=0):
-    return Rates.make(strategy, learning_rate, encoder_factor, probe_steps)
+    settings = {"strategy": strategy, "learning_rate": learning_rate, "encoder_factor": encoder_factor, "probe_steps": probe_steps}
+    return Rates.make(ml_collections.ConfigDict(settings))
 
 
 def train(rates, steps, optimizer=OPTIMIZER, gradients=lambda step: params(step + 1)):

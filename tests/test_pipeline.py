@@ -59,10 +59,11 @@ def test_unlabelled_segments_have_labels_of_0(loaded, segments):
 
 
 def test_a_subset_keeps_those_segments(loaded, frontend):
-    few = Segments(loaded, ["train"], frontend, np.array([4, 1]))
     whole = Segments(loaded, ["train"], frontend)
+    few = whole.take(np.array([4, 1, 3])).take(np.array([0, 1]))
     np.testing.assert_array_equal(few.labels, whole.labels[[4, 1]])
     np.testing.assert_array_equal(few.steps(0), whole.steps(4))
+    assert few.whole is whole and few.positions.tolist() == [4, 1]
 
 
 @pytest.mark.parametrize("crop", [0, 10])

@@ -37,6 +37,14 @@ def resolve_head(head: str, labels: Float[np.ndarray, "s e"]) -> str:
     return "category" if ((labels > 0).sum(1) <= 1).all() else "intensity"
 
 
+def standardised(
+    vectors: Float[np.ndarray, "s p"], segments: Segments, toward: dict[str, Float[np.ndarray, "p"]]
+) -> Float[np.ndarray, "s p"]:
+    """Vectors of a fold's segments less the location of their recording, over its scale (see `standards`)."""
+    location, scale = standards(vectors, segments, toward)
+    return (vectors - location) / scale
+
+
 def standards(
     pooled: Float[np.ndarray, "s p"], segments: Segments, toward: dict[str, Float[np.ndarray, "p"]]
 ) -> tuple[Float[np.ndarray, "s p"], Float[np.ndarray, "s p"]]:
@@ -105,9 +113,9 @@ class _Emotion:
         return {"pooled": self._model.apply({"params": params}, *inputs, True, method=_Model.pool)}
 
     def finish(self, params: Params, outputs: Outputs, segments: Segments) -> Outputs:
-        location, scale = standards(outputs["pooled"], segments, params["standard"])
+        inputs = standardised(outputs["pooled"], segments, params["standard"])
         readout = {name: np.asarray(array) for name, array in params["head"]["readout"].items()}
-        return {"scores": (outputs["pooled"] - location) / scale @ readout["kernel"] + readout["bias"], **outputs}
+        return {"scores": inputs @ readout["kernel"] + readout["bias"], "standardised": inputs, **outputs}
 
     def extra(
         self, params: Params, train: Segments, background: Segments, predict: Callable[[Segments], Outputs]
@@ -141,7 +149,8 @@ class Intensity(_Emotion):
 class Category(_Emotion):
     """Softmax over the classes of the training fold; neutral is the segment without any emotion."""
 
-    def _position(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, "s"]:
+    def target(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, "s"]:
+        """Each segment's place in `classes`; `metrics.UNSEEN` and below for classes that are not there."""
         unseen = [name for name in dict.fromkeys((NEUTRAL, *self.emotions)) if name not in self.classes]
         place = {name: i for i, name in enumerate(self.classes)} | {name: metrics.UNSEEN - i for i, name in enumerate(unseen)}
         return np.array([place[name] for name in category_names(labels, self.emotions)], int)
@@ -156,10 +165,10 @@ class Category(_Emotion):
         return None
 
     def metrics(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
-        return metrics.category_report(outputs["scores"], self._position(labels), self.classes)
+        return metrics.category_report(outputs["scores"], self.target(labels), self.classes)
 
     def constant(self, outputs: Outputs, labels: np.ndarray, train_labels: np.ndarray) -> Report:
-        return metrics.constant_category_report(self._position(labels), self._position(train_labels), self.classes)
+        return metrics.constant_category_report(self.target(labels), self.target(train_labels), self.classes)
 
 
 def make(config, corpus: Corpus, encoder: TransformerEncoder, dimension: int) -> Intensity | Category:

@@ -1,48 +1,265 @@
-"""Pretrain once, then fine-tune from the pretrained encoder and from scratch at several label counts."""
+"""Pretrain, then compare with what one would do without: arms x label counts x seeds, on one or several rotations of the folds."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import itertools
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 from tqdm import tqdm
 
-from jax_emossl import metrics, report, results, workdir
-from jax_emossl.errors import UserError
+from jax_emossl import mesh, metrics, preemption, probe, report, results, sweep, workdir
+from jax_emossl.checkpoint import Checkpoints
+from jax_emossl.data import corpora, functionals, label_budget
+from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment, build
+from jax_emossl.objectives import check_choice
+from jax_emossl.objectives.emotion import standardised
+from jax_emossl.optimizer import STRATEGIES
+from jax_emossl.sweep import Member
 from jax_emossl.tasks import train
-from jax_emossl.train import Fitted, fit
 
-_ARMS = ("pretrained", "scratch")
+_TUNED = ("pretrained", "scratch")  # the arms whose encoder is trained on the labels
+_LINEAR = {"frozen": ("encoder",), "random": ("random",), "functionals": ("functionals",), "pretrained+functionals": ("encoder", "functionals")}
+_FOLDS = ("train", "valid", "test")
+_IN_PROGRESS = "in_progress"
 
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
-    """Fills in the cells (arm, label count, seed) that `out` does not hold yet; returns all rows."""
-    corpus = build(_part(config, "finetune")).corpus  # refuses a config that could not be compared, before pretraining
-    cells = list(_cells(config, len(corpus.fold("train"))))
-    pretraining = out / "pretrain"
-    pretrain_config = _part(config, "pretrain")
-    workdir.enter(pretraining, pretrain_config)
-    train.run(pretrain_config, pretraining)
-    first = build(_part(config, "finetune", init_from=str(pretraining)))
+    """Fills in the cells (variant, rotation, arm, label count, seed) that `out` does not hold yet; returns all rows."""
+    grid = config.compare
+    _check(grid)
+    mesh.use_cpu_cores((config.pretrain.train.batch_size, config.finetune.train.batch_size))
+    studies = [
+        _Study(_varied(config, variant, fields, folds), out, variant, name, several=len(corpora.rotations(config.data)) > 1)
+        for variant, fields in grid.variants
+        for name, folds in corpora.rotations(config.data)
+    ]
     file = out / results.RESULTS_FILE
     rows = results.read(file)["runs"] if file.exists() else []
-    done = {(r["arm"], r["num_labels"], r["seed"]) for r in rows}
-    with tqdm(cells, desc="comparing", unit="cell", leave=False, disable=None) as bar:
-        for arm, num_labels, seed in bar:
-            bar.set_postfix_str(f"{arm}, {num_labels} labels, seed {seed}")
-            if (arm, num_labels, seed) not in done:
-                rows += _cell(config, first, arm, num_labels, seed, str(pretraining))
+    cells = [study.cells() for study in studies]  # refuses what could not be compared, before anything is trained
+    with tqdm(total=sum(map(len, cells)), desc="comparing", unit="cell", leave=False, disable=None) as bar:
+        for study, own in zip(studies, cells, strict=True):
+            done = {_key(row) for row in rows}
+            missing = [cell for cell in own if (study.variant, study.rotation, *cell) not in done]
+            bar.update(len(own) - len(missing))
+            for finished, new in study.run(missing) if missing else ():
+                rows += new
                 results.write(file, rows, config)
-    valid = first.segments("valid")
-    shown = report.table_metrics(rows)
-    print(train.context(first, valid))
-    print(report.comparison_table(rows, shown))
-    for name in shown[:2]:
-        print(f"Figure: {report.learning_curve(rows, name, out / f'{name}.png')}")
+                bar.update(finished)
+    print("\n".join(dict.fromkeys(study.context() for study in studies)))
+    print(report.write(out))
     return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """One point of the comparison; `budget` is the label count asked for, 0 for all labels."""
+
+    arm: str
+    budget: float
+    seed: int
+
+    def __iter__(self) -> Iterator:
+        return iter((self.arm, self.budget, self.seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Study:
+    """One variant of the pretraining on one rotation of the folds, with all its cells."""
+
+    config: ml_collections.ConfigDict
+    out: Path
+    variant: str
+    rotation: str
+    several: bool
+
+    def cells(self) -> list[_Cell]:
+        """All cells; label counts beyond the fold are left out with a notice."""
+        grid, available = self.config.compare, len(self._unpretrained.corpus.fold("train"))
+        budgets = []
+        for budget in dict.fromkeys(grid.label_counts):
+            if self._num_labels(budget) > available or budget == available:
+                notice(f"{self.rotation or 'the training fold'} has {available} labelled segments: the label count {budget} is left out.")
+            else:
+                budgets.append(budget)
+        if not budgets:
+            raise UserError(f"Every one of compare.label_counts is beyond the {available} labelled segments of the training fold: lower them.")
+        seeds = range(self.config.seed, self.config.seed + grid.seeds)
+        return [_Cell("constant", 0, self.config.seed), *(_Cell(*c) for c in itertools.product(grid.arms, budgets, seeds))]
+
+    def context(self) -> str:
+        return train.context(self._unpretrained, self._unpretrained.segments("valid"))
+
+    def run(self, cells: Sequence[_Cell]) -> Iterator[tuple[int, list[dict]]]:
+        """Yields (number of cells, their rows) as they are done."""
+        for cell in (c for c in cells if c.arm == "constant"):
+            yield 1, [self._constant(cell)]
+        for cell in (c for c in cells if c.arm in _LINEAR):
+            yield 1, [self._linear(cell)]
+            _stop_if_asked()
+        tuned = [c for c in cells if c.arm in _TUNED]
+        if tuned:
+            size = max(1, sweep.members_at_once(self._first.objective, self._members(tuned[0])[0]) // max(1, len(self._members(tuned[0]))))
+            for i in range(0, len(tuned), size):
+                yield len(tuned[i : i + size]), self._tuned(tuned[i : i + size])
+                _stop_if_asked()
+
+    @functools.cached_property
+    def _unpretrained(self) -> Experiment:
+        return build(_part(self.config, "finetune"))
+
+    @functools.cached_property
+    def _first(self) -> Experiment:
+        """The experiment that starts from the pretrained encoder, which is trained now if it is not there."""
+        if not set(self.config.compare.arms) & {"pretrained", "frozen", "pretrained+functionals"}:
+            return self._unpretrained
+        pretraining = self.out / "pretrain" / self.variant / (self.rotation if self.several else "")
+        config = _part(self.config, "pretrain")
+        workdir.enter(pretraining, config)
+        train.run(config, pretraining)
+        return build(_part(self.config, "finetune", init_from=str(pretraining)), self._unpretrained.corpus)
+
+    @functools.cached_property
+    def _segments(self) -> dict:
+        return {fold: self._first.segments(fold) for fold in _FOLDS}
+
+    @functools.cached_property
+    def _starts(self) -> sweep.Starts:
+        return sweep.Starts(self._first.objective)
+
+    @functools.cached_property
+    def _functionals(self) -> dict[str, np.ndarray]:
+        raw = {fold: functionals.of_fold(self._first.corpus, fold, self._first.frontend) for fold in _FOLDS}
+        toward = {"location": raw["train"].mean(0), "scale": raw["train"].std(0)}
+        return {fold: standardised(raw[fold], self._segments[fold], toward) for fold in _FOLDS}
+
+    def _vectors(self, source: str, seed: int) -> dict[str, np.ndarray]:
+        """Fixed vectors of every fold's segments, standardised per recording."""
+        if source == "functionals":
+            return self._functionals
+        encoder = self._first.encoder if source == "encoder" else None
+        config = _part(self.config, "finetune", seed=seed)
+        params, _, _ = self._starts.of(Member(config, self._segments["train"], self._segments["valid"], encoder))
+        return {fold: self._starts.outputs(params, own, config)["standardised"] for fold, own in self._segments.items()}
+
+    def _num_labels(self, budget: float) -> int:
+        available = len(self._unpretrained.corpus.fold("train"))
+        return round(budget * available) if 0 < budget < 1 else int(budget) or available
+
+    def _positions(self, cell: _Cell) -> np.ndarray:
+        return label_budget.choose(self._first.corpus.fold("train").labels, self._num_labels(cell.budget), cell.seed)
+
+    def _probe(self, cell: _Cell, sources: Sequence[str]) -> tuple[probe.Probe, np.ndarray]:
+        """A linear read-out, and its scores of the reported fold."""
+        parts = [self._vectors(source, cell.seed) for source in sources]
+        x = {fold: np.concatenate([part[fold] for part in parts], 1) for fold in _FOLDS}
+        chosen, labels = self._positions(cell), {fold: own.labels for fold, own in self._segments.items()}
+        fitted = probe.fit(self._first.objective, (x["train"][chosen], labels["train"][chosen]), (x["valid"], labels["valid"]))
+        return fitted, fitted.scores(x[self.config.compare.fold])
+
+    def _linear(self, cell: _Cell) -> dict:
+        fitted, scores = self._probe(cell, _LINEAR[cell.arm])
+        return self._row(cell, None, fitted.value, fitted.calibration, scores, {"regularisation": fitted.strength})
+
+    def _members(self, cell: _Cell) -> list[Member]:
+        """One member per point of the grid of strategies and learning rates."""
+        own, train_ = self._positions(cell), self._segments["train"]
+        encoder = self._first.encoder if cell.arm == "pretrained" else None
+        members = []
+        for strategy, rate in itertools.product(self.config.compare.strategies, self.config.compare.learning_rates):
+            if strategy != "frozen":
+                config = _part(self.config, "finetune", seed=cell.seed, num_labels=len(own))
+                config.train.strategy, config.train.learning_rate = strategy, rate
+                members.append(Member(config, train_.take(own), self._segments["valid"], encoder, train_))
+        return members
+
+    def _tuned(self, cells: Sequence[_Cell]) -> list[dict]:
+        """Validation chooses the best of each cell's grid, which alone sees the reported fold."""
+        objective, settings = self._first.objective, self.config.finetune.train
+        members = [self._members(cell) for cell in cells]
+        flat = [member for own in members for member in own]
+        folder = self.out / _IN_PROGRESS / hashlib.sha256(repr((self.variant, self.rotation, cells)).encode()).hexdigest()[:16]
+        fitted = []
+        if flat:
+            checkpoints = Checkpoints(folder, objective.selection)
+            try:
+                names = f"{self.rotation} {self.variant} {cells[0].arm} to {cells[-1].arm}".strip()
+                fitted = sweep.fit_members(objective, flat, starts=self._starts, checkpoints=checkpoints, description=names)
+            finally:
+                checkpoints.close()
+        remaining, best = iter(fitted), []
+        for own in members:
+            candidates = [(m.config.train, f) for m, f in zip(own, itertools.islice(remaining, len(own)), strict=True) if f]
+            best.append(functools.reduce(lambda a, b: b if metrics.better(objective.selection, b[1].value, a[1].value) else a, candidates) if candidates else None)  # fmt: skip
+        chosen = [b[1].params for b in best if b]
+        reported = self._segments[self.config.compare.fold]
+        outputs = iter(sweep.predict_members(objective, chosen, [reported] * len(chosen), settings.batch_size, self.config.data.bucket_growth))
+        rows = []
+        for cell, winner in zip(cells, best, strict=True):
+            scores = next(outputs)["scores"] if winner else None
+            if "frozen" in self.config.compare.strategies:
+                fixed, fixed_scores = self._probe(cell, ("encoder",) if cell.arm == "pretrained" else ("random",))
+                if winner is None or metrics.better(objective.selection, fixed.value, winner[1].value):
+                    details = {"strategy": "frozen", "regularisation": fixed.strength}
+                    rows.append(self._row(cell, None, fixed.value, fixed.calibration, fixed_scores, details))
+                    continue
+            if winner is None:
+                raise UserError(f"Every training of {cell.arm} with {cell.budget} labels diverged: try lower compare.learning_rates.")
+            tuned, run_ = winner
+            details = {"strategy": tuned.strategy, "learning_rate": tuned.learning_rate}
+            rows.append(self._row(cell, run_.step, run_.value, run_.calibration, scores, details))
+        shutil.rmtree(folder, ignore_errors=True)
+        return rows
+
+    def _constant(self, cell: _Cell) -> dict:
+        corpus, fold = self._unpretrained.corpus, self.config.compare.fold
+        labels, train_labels = corpus.fold(fold).labels, corpus.fold("train").labels
+        made = self._unpretrained.objective.constant({}, labels, train_labels)
+        row = results.row(corpus, "constant", len(train_labels), cell.seed, fold, None, None, made)
+        return row | {"variant": self.variant, "folds": self.rotation, "budget": 0}
+
+    def _row(self, cell: _Cell, step: int | None, value: float, calibration, scores: np.ndarray, details: dict) -> dict:
+        """A row of results, its predictions kept beside it."""
+        fold, objective = self.config.compare.fold, self._first.objective
+        own = self._segments[fold]
+        made = objective.metrics({"scores": scores}, own.labels, calibration)
+        selection = {"fold": "valid", "metric": objective.selection, "value": float(value), **details}
+        kept = results.keep_predictions(
+            self.out, Path(self.variant) / self.rotation / f"{cell.arm}-{cell.budget:g}-{cell.seed}", scores, own, calibration
+        )
+        row = results.row(self._first.corpus, cell.arm, self._num_labels(cell.budget), cell.seed, fold, step, selection, made)
+        return row | {"variant": self.variant, "folds": self.rotation, "budget": cell.budget, "predictions": kept}
+
+
+def _check(grid: ml_collections.ConfigDict) -> None:
+    if min(len(grid.label_counts), len(grid.learning_rates), len(grid.strategies), len(grid.arms), len(grid.variants), grid.seeds) < 1:
+        raise UserError("compare.label_counts, learning_rates, strategies, arms, variants and seeds must name at least one each.")
+    for strategy in grid.strategies:
+        check_choice("compare.strategies", strategy, STRATEGIES)
+    for arm in grid.arms:
+        check_choice("compare.arms", arm, (*_TUNED, *_LINEAR))
+    if min(grid.label_counts) < 0:
+        raise UserError(f"compare.label_counts has {min(grid.label_counts)}: give counts, fractions of the fold, or 0 for all labels.")
+    check_choice("compare.fold", grid.fold, ("valid", "test"))
+
+
+def _varied(config: ml_collections.ConfigDict, variant: str, fields: Sequence, folds: str) -> ml_collections.ConfigDict:
+    """The config of one variant on one rotation."""
+    varied = config.copy_and_resolve_references()
+    varied.data.folds = folds
+    try:
+        varied.update_from_flattened_dict(dict(fields))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"compare.variants: '{variant}' sets a field that is not there ({' '.join(str(error).split())[:100]}).") from error
+    _check(varied.compare)
+    return varied
 
 
 def _part(config: ml_collections.ConfigDict, part: str, **fields) -> ml_collections.ConfigDict:
@@ -52,36 +269,10 @@ def _part(config: ml_collections.ConfigDict, part: str, **fields) -> ml_collecti
     return ml_collections.ConfigDict({"task": "train", "seed": config.seed, "num_labels": 0, "init_from": "", **shared, **own, **fields})
 
 
-def _cells(config: ml_collections.ConfigDict, available: int) -> Iterator[tuple[str, int, int]]:
-    """All (arm, label count, seed); 0 stands for all labels, and counts beyond the fold are refused."""
-    grid = config.compare
-    if min(len(grid.label_counts), len(grid.learning_rates), len(grid.strategies), grid.seeds) < 1:
-        raise UserError("compare.label_counts, learning_rates, strategies and seeds must name at least one each.")
-    counts = [count or available for count in grid.label_counts]
-    if max(counts) > available:
-        raise UserError(f"compare.label_counts has {max(counts)}, but the training fold has {available} labelled segments: lower it.")
-    seeds = range(config.seed, config.seed + config.compare.seeds)
-    return itertools.product(_ARMS, dict.fromkeys(counts), seeds)
+def _key(row: dict) -> tuple:
+    return row["variant"], row["folds"], row["arm"], row["budget"], row["seed"]
 
 
-def _cell(config: ml_collections.ConfigDict, first: Experiment, arm: str, num_labels: int, seed: int, pretraining: str) -> list[dict]:
-    """Both arms try the same grid; validation chooses its best member, which alone sees the test fold."""
-    fields = {"num_labels": num_labels, "seed": seed, "init_from": pretraining if arm == "pretrained" else ""}
-    valid, background = first.segments("valid"), first.segments("train")
-    best: tuple[Experiment, Fitted] | None = None
-    for rate, strategy in itertools.product(config.compare.learning_rates, config.compare.strategies):
-        member = _part(config, "finetune", **fields)
-        member.train.learning_rate, member.train.strategy = rate, strategy
-        experiment = build(member, first.corpus, first.frontend)
-        fitted = fit(
-            experiment.objective,
-            experiment.training_segments(),
-            valid,
-            member,
-            encoder=experiment.encoder,
-            background=background,
-            description=f"{arm}, {num_labels} labels, seed {seed}, rate {rate:g}",
-        )
-        if best is None or metrics.better(experiment.objective.selection, fitted.value, best[1].value):
-            best = experiment, fitted
-    return train.evaluate(*best, "test", num_labels)
+def _stop_if_asked() -> None:
+    if preemption.requested():
+        raise preemption.Preempted

@@ -11,7 +11,9 @@ import importlib
 import json
 import os
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import ml_collections
 
@@ -27,6 +29,7 @@ class Files:
     features: str
     labels: str
     folds: str
+    rotations: tuple[str, ...] = ()  # further files of folds, which together test every recording once
 
 
 def names() -> list[str]:
@@ -79,6 +82,19 @@ def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
     return prepared.load(folder)
 
 
+def rotations(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+    """Name and value of each of the folds in `config.folds`: several files, comma-separated, or 'rotations' for the corpus's own."""
+    own: Sequence[str] = config.folds.split(",")
+    if config.folds == "rotations":
+        if config.corpus not in names() or not (own := _module(config.corpus).files().rotations):
+            raise UserError(f"The corpus '{config.corpus}' has no rotations of its folds: give the files of folds in data.folds.")
+    return [(Path(folds).stem, folds) for folds in own]
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
 def _files(config: ml_collections.ConfigDict) -> Files:
     """The named corpus's files, each replaced by the config's where that is given."""
     if config.features and config.labels and config.folds:
@@ -87,5 +103,5 @@ def _files(config: ml_collections.ConfigDict) -> Files:
         raise UserError(
             f"'{config.corpus}' is no known corpus: choose one of {', '.join(names())}, or give data.features, data.labels and data.folds."
         )
-    own = importlib.import_module(f"{__name__}.{config.corpus}").files()
+    own = _module(config.corpus).files()
     return dataclasses.replace(own, **{f: config[f] for f in ("features", "labels", "folds") if config[f]})

@@ -6,4 +6,5 @@ from jax_emossl.data.corpora import Files, data_dir
 def files() -> Files:
     """openSMILE eGeMAPSv02 descriptors at 100 Hz, in $EMOSSL_DATA/nemo."""
     folder = data_dir() / "nemo"
-    return Files(str(folder / "NEMO_eGeMAPSv02.csd"), str(folder / "NEMO_Labels.csd"), str(folder / "folds.json"))
+    rotations = tuple(str(folder / f"folds_rotation{i}.json") for i in (1, 2, 3))
+    return Files(str(folder / "NEMO_eGeMAPSv02.csd"), str(folder / "NEMO_Labels.csd"), str(folder / "folds.json"), rotations)
