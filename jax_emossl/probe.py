@@ -54,10 +54,10 @@ def fit(
 
 def _linear(objective: Category | Intensity, vectors: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights (P, C) and bias (C,)."""
-    if isinstance(objective, Intensity):
-        model = Ridge(alpha=1 / strength).fit(vectors, labels)
-        return model.coef_.T, model.intercept_
     target = objective.target(labels)
+    if isinstance(objective, Intensity):
+        model = Ridge(alpha=1 / strength).fit(vectors, target)
+        return model.coef_.T, model.intercept_
     weights, bias = np.zeros((vectors.shape[1], len(objective.classes))), np.full(len(objective.classes), _ABSENT)
     known = np.unique(target)
     if len(known) == 1:

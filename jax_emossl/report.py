@@ -1,119 +1,420 @@
-"""Tables and figures of a comparison, made from the rows of results.json alone."""
+"""The report of a comparison, made from results.json and the predictions kept beside it alone.
+
+    python -m jax_emossl.report WORKDIR
+
+writes WORKDIR/report.md and report.html (self-contained), tables/*.csv and *.tex (booktabs), figures/*.png and *.pdf.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import csv
+import dataclasses
+import html
+import io
+import math
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from scipy import stats
 
-from jax_emossl import metrics, results
+from jax_emossl import figures, results, significance
+from jax_emossl.errors import UserError
+from jax_emossl.metrics import LOWER_IS_BETTER
+from jax_emossl.significance import Estimate, Runs, Scored
 
-_NAMES = {
-    "mae": "mean absolute error",
-    "auroc": "AUROC (mean over emotions)",
-    "uar": "unweighted average recall",
-    "accuracy4": "4-class accuracy",
-    "f1_macro": "macro F1",
-    "accuracy": "accuracy",
-    "f1_weighted": "weighted F1",
-}
-# Okabe & Ito's colours, told apart by colour-blind readers; markers and dashes carry the same in print.
-_STYLE = {
-    "pretrained": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    "scratch": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
-    "constant": {"color": "#555555", "marker": None, "linestyle": ":"},
-}
+_BASELINES = ("scratch", "functionals")  # what pretrained is compared with
 
 
-def table_metrics(rows: Sequence[dict]) -> list[str]:
-    """The metrics to show for these rows: those of their head."""
-    category = any("uar" in r["metrics"] for r in rows)
-    return ["uar", "f1_macro", "accuracy"] if category else ["auroc", "mae", "accuracy4", "f1_weighted"]
+@dataclasses.dataclass(frozen=True)
+class Table:
+    name: str
+    caption: str
+    rows: list[list[str]]  # the first is the header
 
 
-def _values(rows: Sequence[dict], arm: str, num_labels: int, metric: str) -> np.ndarray:
-    """One value per seed, in the order of the seeds."""
-    chosen = {r["seed"]: r["metrics"][metric] for r in rows if r["arm"] == arm and r["num_labels"] == num_labels}
-    return np.array([chosen[seed] for seed in sorted(chosen) if chosen[seed] is not None], float)
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    name: str
+    caption: str
+    draw: Callable  # () -> matplotlib Figure
 
 
-def interval(values: np.ndarray) -> float:
-    """Half the width of the 95 % t-interval of the mean over seeds; NaN for fewer than two."""
-    if len(values) < 2:
-        return np.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+@dataclasses.dataclass(frozen=True)
+class Text:
+    words: str
+    heading: bool = False
 
 
-def _cell(values: np.ndarray) -> str:
-    if len(values) == 0:
-        return "-"
-    half = interval(values)
-    return f"{values.mean():.3f}" + ("" if np.isnan(half) else f" ±{half:.3f}")
+class Comparison:
+    """A results.json whose rows are those of a comparison, and the estimates that follow from it.
+
+    Raises:
+      UserError: the results are those of another task, or predictions are missing or damaged.
+    """
+
+    def __init__(self, out: Path):
+        table = results.read(out / results.RESULTS_FILE)
+        self.out, self.version, self.command = out, table["version"], table.get("command", "")
+        self.rows = [row for row in table["runs"] if "budget" in row]
+        if not self.rows:
+            raise UserError(f"{out} holds no comparison: give the workdir of a run of experiments/label_fraction.py or configs/quickstart.py.")
+        first = self.rows[0]
+        self.corpus, self.synthetic, self.fold = first["corpus"], first["synthetic"], first["fold"]
+        scored = [row for row in self.rows if "predictions" in row]
+        self.category = any("uar" in row["metrics"] for row in self.rows)
+        self.classes = tuple(scored[0]["classes"]) if scored else ()
+        self.metrics = significance.named_metrics(self.category, self.classes)
+        self.headline = ["uar", "f1_macro", "accuracy"] if self.category else ["auroc", "mae", "accuracy4"]
+        self.variants = list(dict.fromkeys(row["variant"] for row in self.rows))
+        self.rotations = list(dict.fromkeys(row["folds"] for row in self.rows))
+        self.seeds = sorted({row["seed"] for row in scored})
+        self._scored: dict[str, Scored] = {}
+        self._estimates: dict[tuple, object] = {}
+
+    def arms(self, variant: str) -> list[str]:
+        present = {row["arm"] for row in self.rows if row["variant"] == variant}
+        return [arm for arm in results.ARMS if arm in present and arm != "constant"]
+
+    def budgets(self, variant: str, *arms: str) -> list[float]:
+        """Label counts, ascending, all labels last, that all these arms have."""
+        have = [{row["budget"] for row in self.rows if row["variant"] == variant and row["arm"] == arm} for arm in arms]
+        return sorted(set.intersection(*have), key=lambda b: (b == 0, b)) if have else []
+
+    def labels(self, budget: float) -> float:
+        """Labelled segments behind a budget, mean over rotations."""
+        return float(np.mean([row["num_labels"] for row in self.rows if row["budget"] == budget and row["arm"] != "constant"]))
+
+    def budget_name(self, budget: float) -> str:
+        if budget == 0:
+            return f"all ({self.labels(0):.0f})"
+        return f"{budget:.2g} ({self.labels(budget):.0f})" if budget < 1 else f"{budget:g}"
+
+    def runs(self, variant: str, arm: str, budget: float, metric: str) -> Runs:
+        key = (variant, arm, budget, metric)
+        if key not in self._estimates:
+            own = [r for r in self.rows if (r["variant"], r["arm"], r["budget"]) == key[:3]]
+            seeds = set.intersection(*({r["seed"] for r in own if r["folds"] == rotation} for rotation in {r["folds"] for r in own}))
+            scored = {(r["folds"], r["seed"]): self._load(r["predictions"]) for r in own if r["seed"] in seeds}
+            self._estimates[key] = Runs(scored, self.metrics[metric])
+        return self._estimates[key]
+
+    def estimate(self, variant: str, arm: str, budget: float, metric: str) -> Estimate:
+        key = ("estimate", variant, arm, budget, metric)
+        if key not in self._estimates:
+            self._estimates[key] = self.runs(variant, arm, budget, metric).estimate()
+        return self._estimates[key]
+
+    def difference(self, variant: str, arm: str, other: str, budget: float, metric: str) -> Estimate | None:
+        """None where the arms do not (yet) have the same seeds and recordings."""
+        key = ("difference", variant, arm, other, budget, metric)
+        if key not in self._estimates:
+            one, two = (self.runs(variant, a, budget, metric) for a in (arm, other))
+            alike = (one.rotations, one.seeds) == (two.rotations, two.seeds)
+            self._estimates[key] = one.difference(two) if alike else None
+        return self._estimates[key]
+
+    def constant(self, metric: str) -> float | None:
+        values = [row["metrics"].get(metric) for row in self.rows if row["arm"] == "constant" and row["variant"] == self.variants[0]]
+        return float(np.mean(values)) if values and None not in values else None
+
+    def confusion(self, arm: str, budget: float) -> np.ndarray:
+        """Sum of the confusion matrices over rotations and seeds, true classes in rows."""
+        runs = self.runs(self.variants[0], arm, budget, "uar")
+        weights = [np.ones((1, len(own))) for own in runs.recordings]
+        size = len(self.classes)
+        return sum(own.sum((0, 1)) for own in runs.sums(weights)).reshape(size, size)
+
+    def illustration(self) -> dict[str, np.ndarray] | None:
+        """Reconstructions and embeddings, where the run has left them."""
+        file = self.out / results.ILLUSTRATION
+        return results.load_arrays(file) if file.exists() else None
+
+    @property
+    def source(self) -> str:
+        """One line under every table and figure."""
+        rotations = f"{len(self.rotations)} rotations of the folds" if len(self.rotations) > 1 else "one set of folds"
+        synthetic = " (SYNTHETIC)" if self.synthetic else ""
+        seeds = f"seeds {', '.join(map(str, self.seeds))}"
+        return f"Corpus {self.corpus}{synthetic}, {self.fold} fold, {rotations}, {seeds}; jax_emossl {self.version}; {self.command}"
+
+    def _load(self, path: str) -> Scored:
+        if path not in self._scored:
+            arrays = results.load_arrays(self.out / path)
+            try:
+                self._scored[path] = Scored(arrays["scores"], arrays["target"], arrays["recordings"])
+            except KeyError as error:
+                raise UserError(f"{self.out / path} lacks {error}: run the experiment anew.") from error
+        return self._scored[path]
 
 
-def _counts(rows: Sequence[dict], arm: str) -> list[int]:
-    return sorted({r["num_labels"] for r in rows if r["arm"] == arm})
+def write(out: Path) -> str:
+    """Remakes the whole report; returns its first table as text and where the rest lies.
+
+    Raises:
+      UserError: the folder holds no comparison, or what it holds is damaged.
+    """
+    comparison = Comparison(out)
+    blocks = list(_blocks(comparison))
+    for folder in ("tables", "figures"):
+        (out / folder).mkdir(exist_ok=True)
+    pictures = {}
+    for block in blocks:
+        if isinstance(block, Table):
+            _write_csv(out / "tables" / f"{block.name}.csv", block)
+            (out / "tables" / f"{block.name}.tex").write_text(_latex(block, comparison.source), encoding="utf-8")
+        elif isinstance(block, Figure):
+            pictures[block.name] = figures.save(block.draw(), out / "figures" / block.name, comparison.source)
+    (out / "report.md").write_text(_markdown(comparison, blocks), encoding="utf-8")
+    (out / "report.html").write_text(_html(comparison, blocks, pictures), encoding="utf-8")
+    first = next(block for block in blocks if isinstance(block, Table))
+    differences = [block for block in blocks if isinstance(block, Table) and block.name.startswith("difference")][:1]
+    shown = "\n\n".join(f"{results.align(table.rows)}\n{table.caption}" for table in (first, *differences))
+    return f"{shown}\nReport: {out / 'report.md'}, {out / 'report.html'}"
 
 
-def comparison_table(rows: Sequence[dict], shown: Sequence[str]) -> str:
-    """Mean over seeds per arm and label count, the paired difference, and the constant predictor."""
-    seeds = sorted({r["seed"] for r in rows})
-    lines = [["arm", "labels", *shown]]
-    for count in _counts(rows, "scratch"):
-        for arm in ("pretrained", "scratch"):
-            lines.append([arm, str(count), *(_cell(_values(rows, arm, count, m)) for m in shown)])
-        difference = [_values(rows, "pretrained", count, m) - _values(rows, "scratch", count, m) for m in shown]
-        lines.append(["  difference", str(count), *(_cell(d) for d in difference)])
-    for count in _counts(rows, "constant"):
-        lines.append(["constant", str(count), *(_cell(_values(rows, "constant", count, m)[:1]) for m in shown)])
-    fold = rows[0]["fold"]
+def _blocks(c: Comparison):
+    """The report in order."""
+    main = c.variants[0]
+    arms = c.arms(main)
+    yield Text("Scores", heading=True)
+    for metric in c.headline:
+        yield _score_table(c, main, metric)
+        yield Figure(
+            f"learning_curve_{metric}",
+            f"{figures.name_of(metric)} against the number of labels; bars are 95 % intervals, the dotted line is the best constant.",
+            lambda metric=metric: figures.learning_curve(c, main, metric),
+        )
+    for other in _BASELINES:
+        if "pretrained" in arms and other in arms:
+            yield Text(f"Pretrained less {other}", heading=True)
+            yield _difference_table(c, main, "pretrained", other)
+            efficiency = _efficiency_table(c, main, other)
+            if len(efficiency.rows) > 1:
+                yield efficiency
+    if {"pretrained", "scratch"} <= set(arms):
+        yield Text("Per emotion", heading=True)
+        yield _emotion_table(c, main)
+        yield Figure(
+            "gains_per_emotion",
+            "Pretrained less scratch per emotion, with 95 % intervals; to the right of the line pretraining helps.",
+            lambda: figures.gains_per_emotion(c, main),
+        )
+    if c.category and {"pretrained", "scratch"} <= set(arms):
+        budgets = c.budgets(main, "pretrained", "scratch")
+        for budget in dict.fromkeys((budgets[min(1, len(budgets) - 1)], budgets[-1])):
+            yield Figure(
+                f"confusion_{'all' if budget == 0 else f'{budget:g}'}",
+                f"Confusion at {c.budget_name(budget)} labels in per cent of the true class, over all rotations and seeds.",
+                lambda budget=budget: figures.confusions(c, budget),
+            )
+    if set(arms) & {"pretrained", "scratch"}:
+        yield Text("What validation chose", heading=True)
+        yield _choice_table(c, main)
+    for variant in c.variants[1:]:
+        yield Text(f"Variant: {variant}", heading=True)
+        yield _score_table(c, variant, c.headline[0])
+    illustration = c.illustration()
+    if illustration is not None:
+        yield Text("What the encoder has learned", heading=True)
+        yield Figure(
+            "reconstruction",
+            "Three validation segments: the normalised features, what masking leaves of them, and the reconstruction (masked steps only are reconstructed).",
+            lambda: figures.reconstructions(illustration),
+        )
+        yield Figure(
+            "embedding_map",
+            "t-SNE of the test segments' pooled statistics, standardised per recording: random encoder and pretrained encoder, by emotion and by recording.",
+            lambda: figures.embedding_map(illustration),
+        )
+    yield Text("How to read this", heading=True)
+    yield Text(_reading(c))
+
+
+def _score_table(c: Comparison, variant: str, metric: str) -> Table:
+    arms = c.arms(variant)
+    budgets = sorted({b for arm in arms for b in c.budgets(variant, arm)}, key=lambda b: (b == 0, b))
+    rows = [["arm", *(c.budget_name(b) for b in budgets)]]
+    for arm in arms:
+        have = c.budgets(variant, arm)
+        rows.append([arm, *(_with_interval(c.estimate(variant, arm, b, metric)) if b in have else "-" for b in budgets)])
+    constant = c.constant(metric)
+    rows.append(["constant", *(["-" if constant is None else f"{constant:.3f}"] * len(budgets))])
+    best = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+    caption = f"{figures.name_of(metric)} ({best}) by number of labelled training segments: mean over seeds [95 % interval]."
+    return Table(_slug(f"{metric} {variant}"), caption, rows)
+
+
+def _difference_table(c: Comparison, variant: str, arm: str, other: str) -> Table:
+    rows = [["labels", *(figures.name_of(metric) for metric in c.headline)]]
+    for budget in c.budgets(variant, arm, other):
+        rows.append([c.budget_name(budget), *(_with_p(c.difference(variant, arm, other, budget, metric)) for metric in c.headline)])
+    return Table(_slug(f"difference {other}"), f"{arm} less {other}: difference [95 % interval], p of a permutation test.", rows)
+
+
+def _efficiency_table(c: Comparison, variant: str, other: str) -> Table:
+    rows = [["labels, pretrained", *(f"labels, {other}: {figures.name_of(metric)}" for metric in c.headline)]]
+    budgets = c.budgets(variant, "pretrained", other)
+    for budget in budgets if len(budgets) > 1 else ():
+        cells = []
+        for metric in c.headline:
+            curve = [c.estimate(variant, other, b, metric).value for b in budgets]
+            own = c.estimate(variant, "pretrained", budget, metric).value
+            count = significance.label_efficiency([c.labels(b) for b in budgets], curve, own, metric in LOWER_IS_BETTER)
+            cells.append("fewer than any tried" if count is None else "more than all" if math.isinf(count) else f"{count:.0f}")
+        rows.append([c.budget_name(budget), *cells])
+    return Table(_slug(f"label efficiency {other}"), f"How many labels {other} needs to reach what pretrained reaches.", rows)
+
+
+def _emotion_table(c: Comparison, variant: str) -> Table:
+    rows = [["emotion", "labels", "pretrained", "scratch", "difference"]]
+    names = figures.emotion_metrics(c)
+    for metric in names:
+        for budget in c.budgets(variant, "pretrained", "scratch"):
+            one, two = (c.estimate(variant, arm, budget, metric).value for arm in ("pretrained", "scratch"))
+            difference = c.difference(variant, "pretrained", "scratch", budget, metric)
+            rows.append([metric, c.budget_name(budget), f"{one:.3f}", f"{two:.3f}", _with_p(difference)])
+    return Table("per_emotion", "Per emotion: mean over seeds, and the paired difference [95 % interval], p of a permutation test.", rows)
+
+
+def _choice_table(c: Comparison, variant: str) -> Table:
+    own = [r for r in c.rows if r["variant"] == variant and r["arm"] in ("pretrained", "scratch")]
+
+    def choice(row: dict) -> str:
+        rate = row["selection"].get("learning_rate")
+        return row["selection"]["strategy"] + (f", rate {rate:g}" if rate else "")
+
+    choices = sorted({choice(row) for row in own})
+    rows = [["arm", "labels", *choices]]
+    for arm in ("pretrained", "scratch"):
+        for budget in c.budgets(variant, arm):
+            made = [choice(row) for row in own if (row["arm"], row["budget"]) == (arm, budget)]
+            rows.append([arm, c.budget_name(budget), *(str(made.count(name)) for name in choices)])
+    return Table("choices", "How often validation chose each strategy and learning rate, over rotations and seeds.", rows)
+
+
+def _reading(c: Comparison) -> str:
+    recordings = sum(map(len, c.runs(c.variants[0], *_any_arm(c), c.headline[0]).recordings))
+    pooled = "; the rotations' test recordings are judged together, each by the model that did not see it" if len(c.rotations) > 1 else ""
+    few = " Few recordings were resampled, so the intervals are wide and still approximate." if recordings < 20 else ""
+    synthetic = " **The corpus is SYNTHETIC: these numbers say that the program works, not that the method does.**" if c.synthetic else ""
     return (
-        results.align(lines)
-        + f"\n{fold} fold; mean over seeds {', '.join(map(str, seeds))} ± 95 % t-interval over them; "
-        + "lower is better for mae, higher for the others"
+        f"Intervals: hierarchical bootstrap of {significance.REPLICATES:,} replicates over the {recordings} test recordings, then over the "
+        f"{len(c.seeds)} seeds of labels, heads and batches{pooled}; percentiles expanded for few recordings (Hesterberg 2015).{few} "
+        "The pretraining has one seed per rotation, which is not resampled. Differences are paired by recording and seed; p: the two arms "
+        "change places in random recordings. No correction is made for the number of comparisons. Steps, learning rates, strategies, "
+        "regularisation and thresholds are chosen on the validation fold; the reported fold was scored once per cell. "
+        "`frozen`: logistic (ridge) regression on the frozen encoder's pooled statistics; `random`: the same on an encoder that was never "
+        "trained; `functionals`: the same on means, deviations, percentiles, slopes and changes of the same features. "
+        "Unless a variant says otherwise, features, pooled statistics and functionals are normalised with each recording's own frames, test "
+        f"recordings too (transductive).{synthetic}"
     )
 
 
-def learning_curve(rows: Sequence[dict], metric: str, path: Path) -> Path:
-    """Draws metric against label count for both arms, with the constant predictor; returns where."""
-    figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
-    for arm in ("pretrained", "scratch"):
-        counts = _counts(rows, arm)
-        values = [_values(rows, arm, count, metric) for count in counts]
-        axes.plot(counts, [v.mean() for v in values], label=arm, **_STYLE[arm])
-        for count, points in zip(counts, values, strict=True):
-            axes.plot([count] * len(points), points, ".", color=_STYLE[arm]["color"], alpha=0.5)
-    constant = [r["metrics"][metric] for r in rows if r["arm"] == "constant" and r["metrics"].get(metric) is not None]
-    if constant:
-        axes.axhline(constant[0], label="constant predictor", **_STYLE["constant"])
-    counts = _counts(rows, "scratch")
-    axes.set_xscale("log")
-    axes.set_xticks(counts, [str(c) for c in counts])
-    axes.minorticks_off()
-    axes.set_xlabel("labelled training segments")
-    axes.set_ylabel(_NAMES.get(metric, metric) + (" (lower is better)" if metric in metrics.LOWER_IS_BETTER else ""))
-    first = rows[0]
-    seeds = len({r["seed"] for r in rows})
-    axes.set_title(f"{first['corpus']}{' (SYNTHETIC)' if first['synthetic'] else ''}, {first['fold']} fold, {seeds} seeds", fontsize=10)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
-    return path
+def _any_arm(c: Comparison) -> tuple[str, float]:
+    row = next(row for row in c.rows if "predictions" in row)
+    return row["arm"], row["budget"]
 
 
-def write(out):
-    from jax_emossl.results import RESULTS_FILE
-    rows = results.read(out / RESULTS_FILE)["runs"]
-    lines = [["variant", "arm", "budget", "n", "value"]]
-    keys = sorted({(r["variant"], r["arm"], r["budget"]) for r in rows})
-    for v, a, b in keys:
-        x = [r["metrics"].get("uar", r["metrics"].get("auroc")) for r in rows if (r["variant"], r["arm"], r["budget"]) == (v, a, b)]
-        lines.append([v, a, str(b), str(len(x)), f"{np.mean([i for i in x if i is not None] or [np.nan]):.3f}"])
-    return results.align(lines)
+def _with_interval(estimate: Estimate) -> str:
+    if not math.isfinite(estimate.value):
+        return "-"
+    return f"{estimate.value:.3f}" + (f" [{estimate.low:.3f}, {estimate.high:.3f}]" if math.isfinite(estimate.low) else "")
+
+
+def _with_p(estimate: Estimate | None) -> str:
+    if estimate is None or not math.isfinite(estimate.value):
+        return "-"
+    inner = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if math.isfinite(estimate.low) else ""
+    return f"{estimate.value:+.3f}{inner}" + ("" if estimate.p is None else f", p = {estimate.p:.3f}")
+
+
+def _slug(words: str) -> str:
+    return "_".join(words.split())
+
+
+def _title(c: Comparison) -> str:
+    return f"What pretraining buys on {c.corpus}{' (SYNTHETIC)' if c.synthetic else ''}"
+
+
+def _markdown(c: Comparison, blocks: Sequence) -> str:
+    parts = [f"# {_title(c)}", c.source]
+    for block in blocks:
+        if isinstance(block, Text):
+            parts.append(f"## {block.words}" if block.heading else block.words)
+        elif isinstance(block, Figure):
+            parts.append(f"![{block.caption}](figures/{block.name}.png)\n\n*{block.caption}*")
+        else:
+            lines = ["| " + " | ".join(row) + " |" for row in block.rows]
+            lines.insert(1, "|" + "---|" * len(block.rows[0]))
+            parts.append("\n".join(lines) + f"\n\n*{block.caption}*")
+    return "\n\n".join(parts) + "\n"
+
+
+_STYLE = """body{font:16px/1.5 Georgia,serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
+h1,h2{font-family:Helvetica,Arial,sans-serif}table{border-collapse:collapse;font-size:.85rem;margin:1rem 0}
+th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}
+th{border-bottom:2px solid #222;border-top:2px solid #222}img{max-width:100%}figure{margin:1.5rem 0}
+caption,figcaption,.source{color:#555;font-size:.85rem;text-align:left;caption-side:bottom}"""
+
+
+def _html(c: Comparison, blocks: Sequence, pictures: dict[str, bytes]) -> str:
+    parts = [f"<h1>{html.escape(_title(c))}</h1><p class=source>{html.escape(c.source)}</p>"]
+    for block in blocks:
+        if isinstance(block, Text):
+            parts.append(f"<h2>{html.escape(block.words)}</h2>" if block.heading else f"<p>{html.escape(block.words)}</p>")
+        elif isinstance(block, Figure):
+            data = base64.b64encode(pictures[block.name]).decode()
+            caption = html.escape(block.caption)
+            parts.append(f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')
+        else:
+            header, *body = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) for tag, row in _tagged(block.rows)]
+            rows = "".join(f"<tr>{row}</tr>" for row in body)
+            parts.append(f"<table><caption>{html.escape(block.caption)}</caption><tr>{header}</tr>{rows}</table>")
+    head = f"<meta charset=utf-8><title>{html.escape(_title(c))}</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+
+
+def _tagged(rows: Sequence[Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
+    return [("th" if i == 0 else "td", row) for i, row in enumerate(rows)]
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(table.rows)
+    path.write_text(stream.getvalue(), encoding="utf-8")
+
+
+def _latex(table: Table, source: str) -> str:
+    header, *body = [" & ".join(map(_escape_latex, row)) + r" \\" for row in table.rows]
+    lines = [
+        f"% {source}",
+        r"\begin{table}\centering",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.rows[0]) - 1)}}}",
+        r"\toprule", header, r"\midrule", *body, r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{_escape_latex(table.caption)}}}",
+        r"\end{table}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _escape_latex(words: str) -> str:
+    return "".join(rf"\{letter}" if letter in "%_&#${}" else letter for letter in words)
+
+
+def main() -> None:
+    """Command line."""
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        sys.exit(0 if len(sys.argv) == 2 else 2)
+    try:
+        print(write(Path(sys.argv[1])))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """`results.json`, the one form in which every run leaves its numbers, and their table for people.
 
-    {"runs": [row, ...], "config": {...}, "version": "0.1.0"}
+    {"runs": [row, ...], "config": {...}, "command": "python -m ...", "version": "0.1.0"}
 
 One row per run and evaluated fold; README documents its fields.
 """
@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 import numpy as np
-from jaxtyping import Float
 
 from jax_emossl import __version__, workdir
-from jax_emossl.data.batches import Segments
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
@@ -26,6 +27,7 @@ from jax_emossl.workdir import RESULTS_FILE as RESULTS_FILE
 
 ARMS = ("pretrain", "pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals", "constant")
 PREDICTIONS = "predictions"
+ILLUSTRATION = f"{PREDICTIONS}/illustration.npz"
 _COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
 
 
@@ -48,21 +50,32 @@ def row(corpus: Corpus, arm: str, num_labels: int, seed: int, fold: str, step: i
 
 def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -> None:
     """Writes results.json whole or not at all."""
-    table = {"runs": list(rows), "config": workdir.plain(config), "version": __version__}
+    command = shlex.join(["python", "-m", "jax_emossl.main", *sys.argv[1:]])
+    table = {"runs": list(rows), "config": workdir.plain(config), "command": command, "version": __version__}
     workdir.write_atomically(path, json.dumps(table, indent=1, allow_nan=False))
 
 
-def keep_predictions(out: Path, name: Path, scores: Float[np.ndarray, "s c"], segments: Segments, calibration: Any) -> str:
-    """Keeps scores beside results.json, with what is needed to judge them anew; returns their path within `out`."""
+def keep_predictions(out: Path, name: Path, **arrays: np.ndarray) -> str:
+    """Keeps arrays beside results.json, whole or not at all; returns their path within `out`."""
     file = out / PREDICTIONS / name.with_name(name.name + ".npz")
     file.parent.mkdir(parents=True, exist_ok=True)
-    recordings = segments.recordings.astype(str)
     with open(partial := file.with_name(file.name + ".partial"), "wb") as stream:
-        np.savez_compressed(
-            stream, scores=scores.astype(np.float32), labels=segments.labels, recordings=recordings, calibration=json.dumps(calibration)
-        )
+        np.savez_compressed(stream, **arrays)
     os.replace(partial, file)
     return str(file.relative_to(out))
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads what `keep_predictions` kept.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(f"{path} is missing or damaged ({type(error).__name__}): remove results.json and run the experiment anew.") from error
 
 
 def read(path: Path) -> dict:

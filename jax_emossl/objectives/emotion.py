@@ -132,6 +132,10 @@ class _Emotion:
 class Intensity(_Emotion):
     """Regression to an intensity in [0, 3] per emotion, several at once: the seed paper's setting."""
 
+    def target(self, labels: Float[np.ndarray, "s e"]) -> Float[np.ndarray, "s e"]:
+        """What scores are compared with: the intensities themselves."""
+        return labels
+
     def _row_loss(self, scores, labels):
         return regression_loss(self.loss_name, scores, labels).mean(-1)
 

@@ -71,6 +71,13 @@ class MaskedTimesteps:
         params = self._model.init(key, batch["features"][:1], batch["num_frames"][:1], None, True)["params"]
         return params if encoder is None else {**params, "encoder": encoder}
 
+    def reconstruct(self, params: Params, batch: Batch, key: jax.Array) -> tuple[Bool[Array, "b t"], Float[Array, "b t d"]]:
+        """A random mask of every row, and the features predicted under it."""
+        features, num_frames = batch["features"], batch["num_frames"]
+        keys = jax.random.split(key, len(features))
+        masked = jax.vmap(lambda k, n: span_mask(k, n, features.shape[1], self.ratio, self.span))(keys, jnp.asarray(num_frames))
+        return masked, self._model.apply({"params": params}, features, num_frames, masked, True)
+
     def _sums(self, params: Params, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> tuple[Float[Array, "b"], ...]:
         """Per row: summed loss over masked steps, the same for a prediction of 0 (the mean), and their number."""
         features, num_frames = batch["features"], batch["num_frames"]

@@ -10,17 +10,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from jax_emossl import mesh, metrics, preemption, probe, report, results, sweep, workdir
+from jax_emossl import checkpoint, mesh, metrics, objectives, preemption, probe, report, results, sweep, workdir
 from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.data import corpora, functionals, label_budget
+from jax_emossl.data.indices import Selection
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment, build
 from jax_emossl.objectives import check_choice
-from jax_emossl.objectives.emotion import standardised
+from jax_emossl.objectives.emotion import category_names, standardised
 from jax_emossl.optimizer import STRATEGIES
 from jax_emossl.sweep import Member
 from jax_emossl.tasks import train
@@ -99,6 +101,8 @@ class _Study:
 
     def run(self, cells: Sequence[_Cell]) -> Iterator[tuple[int, list[dict]]]:
         """Yields (number of cells, their rows) as they are done."""
+        if self._pretrains and not (self.out / results.ILLUSTRATION).exists():
+            self._illustrate()
         for cell in (c for c in cells if c.arm == "constant"):
             yield 1, [self._constant(cell)]
         for cell in (c for c in cells if c.arm in _LINEAR):
@@ -118,13 +122,21 @@ class _Study:
     @functools.cached_property
     def _first(self) -> Experiment:
         """The experiment that starts from the pretrained encoder, which is trained now if it is not there."""
-        if not set(self.config.compare.arms) & {"pretrained", "frozen", "pretrained+functionals"}:
+        if not self._pretrains:
             return self._unpretrained
-        pretraining = self.out / "pretrain" / self.variant / (self.rotation if self.several else "")
         config = _part(self.config, "pretrain")
-        workdir.enter(pretraining, config)
-        train.run(config, pretraining)
-        return build(_part(self.config, "finetune", init_from=str(pretraining)), self._unpretrained.corpus)
+        workdir.enter(self._pretraining, config)
+        train.run(config, self._pretraining)
+        return build(_part(self.config, "finetune", init_from=str(self._pretraining)), self._unpretrained.corpus)
+
+    @property
+    def _pretrains(self) -> bool:
+        return bool(set(self.config.compare.arms) & {"pretrained", "frozen", "pretrained+functionals"})
+
+    @property
+    def _pretraining(self) -> Path:
+        """Workdir of the pretraining."""
+        return self.out / "pretrain" / self.variant / (self.rotation if self.several else "")
 
     @functools.cached_property
     def _segments(self) -> dict:
@@ -133,6 +145,10 @@ class _Study:
     @functools.cached_property
     def _starts(self) -> sweep.Starts:
         return sweep.Starts(self._first.objective)
+
+    @functools.cached_property
+    def _probes(self) -> dict[tuple, tuple[probe.Probe, np.ndarray]]:
+        return {}
 
     @functools.cached_property
     def _functionals(self) -> dict[str, np.ndarray]:
@@ -149,6 +165,25 @@ class _Study:
         params, _, _ = self._starts.of(Member(config, self._segments["train"], self._segments["valid"], encoder))
         return {fold: self._starts.outputs(params, own, config)["standardised"] for fold, own in self._segments.items()}
 
+    def _illustrate(self) -> None:
+        """Keeps what the report's pictures need: some reconstructions, and the test segments before and after pretraining."""
+        first, reported = self._first, self.config.compare.fold
+        own, valid = self._segments[reported], self._segments["valid"]
+        _, params = checkpoint.load_best_params(self._pretraining)
+        objective = objectives.make(self.config.pretrain.objective, first.corpus, first.objective.encoder, first.frontend.dimension)
+        if not hasattr(objective, "reconstruct"):
+            return
+        middle = np.argsort(valid.lengths, kind="stable")[[len(valid) // 4, len(valid) // 2, 3 * len(valid) // 4]]
+        batch = valid.gather(Selection(middle, np.zeros(3, int), np.ones(3, np.float32), int(valid.lengths[middle].max())))
+        masked, reconstructed = objective.reconstruct(params, batch, jax.random.key(0))
+        results.keep_predictions(
+            self.out, Path("illustration"),
+            features=batch["features"], masked=np.asarray(masked), reconstructed=np.asarray(reconstructed), num_frames=batch["num_frames"],
+            stack=first.frontend.stack, hop=(first.corpus.hop or 1.0) * first.frontend.pool,
+            before=self._vectors("random", self.config.seed)[reported], after=self._vectors("encoder", self.config.seed)[reported],
+            emotion=np.array(category_names(own.labels, first.corpus.emotions)), recording=own.recordings.astype(str),
+        )  # fmt: skip
+
     def _num_labels(self, budget: float) -> int:
         available = len(self._unpretrained.corpus.fold("train"))
         return round(budget * available) if 0 < budget < 1 else int(budget) or available
@@ -157,12 +192,16 @@ class _Study:
         return label_budget.choose(self._first.corpus.fold("train").labels, self._num_labels(cell.budget), cell.seed)
 
     def _probe(self, cell: _Cell, sources: Sequence[str]) -> tuple[probe.Probe, np.ndarray]:
-        """A linear read-out, and its scores of the reported fold."""
-        parts = [self._vectors(source, cell.seed) for source in sources]
-        x = {fold: np.concatenate([part[fold] for part in parts], 1) for fold in _FOLDS}
-        chosen, labels = self._positions(cell), {fold: own.labels for fold, own in self._segments.items()}
-        fitted = probe.fit(self._first.objective, (x["train"][chosen], labels["train"][chosen]), (x["valid"], labels["valid"]))
-        return fitted, fitted.scores(x[self.config.compare.fold])
+        """A linear read-out, and its scores of the reported fold; equal ones (all labels, say) are made once."""
+        chosen = self._positions(cell)
+        key = (*sources, *((cell.seed,) if "random" in sources else ()), np.sort(chosen).tobytes())
+        if key not in self._probes:
+            parts = [self._vectors(source, cell.seed) for source in sources]
+            x = {fold: np.concatenate([part[fold] for part in parts], 1) for fold in _FOLDS}
+            labels = {fold: own.labels for fold, own in self._segments.items()}
+            fitted = probe.fit(self._first.objective, (x["train"][chosen], labels["train"][chosen]), (x["valid"], labels["valid"]))
+            self._probes[key] = fitted, fitted.scores(x[self.config.compare.fold])
+        return self._probes[key]
 
     def _linear(self, cell: _Cell) -> dict:
         fitted, scores = self._probe(cell, _LINEAR[cell.arm])
@@ -232,10 +271,11 @@ class _Study:
         made = objective.metrics({"scores": scores}, own.labels, calibration)
         selection = {"fold": "valid", "metric": objective.selection, "value": float(value), **details}
         kept = results.keep_predictions(
-            self.out, Path(self.variant) / self.rotation / f"{cell.arm}-{cell.budget:g}-{cell.seed}", scores, own, calibration
-        )
+            self.out, Path(self.variant) / self.rotation / f"{cell.arm}-{cell.budget:g}-{cell.seed}",
+            scores=scores.astype(np.float32), target=objective.target(own.labels), recordings=own.recordings.astype(str),
+        )  # fmt: skip
         row = results.row(self._first.corpus, cell.arm, self._num_labels(cell.budget), cell.seed, fold, step, selection, made)
-        return row | {"variant": self.variant, "folds": self.rotation, "budget": cell.budget, "predictions": kept}
+        return row | {"variant": self.variant, "folds": self.rotation, "budget": cell.budget, "predictions": kept, "classes": list(objective.classes)}
 
 
 def _check(grid: ml_collections.ConfigDict) -> None:

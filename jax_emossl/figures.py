@@ -1,0 +1,179 @@
+"""Figures of a report, legible in print and to colour-blind readers."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.manifold import TSNE
+
+from jax_emossl.metrics import LOWER_IS_BETTER
+
+if TYPE_CHECKING:
+    from jax_emossl.report import Comparison
+
+_NAMES = {
+    "loss": "reconstruction loss",
+    "mae": "mean absolute error",
+    "auroc": "AUROC (mean over emotions)",
+    "uar": "unweighted average recall",
+    "accuracy4": "4-class accuracy",
+    "f1_macro": "macro F1",
+    "accuracy": "accuracy",
+}
+# Okabe & Ito's colours, told apart by colour-blind readers; markers and dashes carry the same in print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#999999")
+_MARKERS = "os^Dv*PX<"
+_STYLE = {
+    "pretrained": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    "frozen": {"color": "#56B4E9", "marker": "v", "linestyle": "-."},
+    "pretrained+functionals": {"color": "#CC79A7", "marker": "D", "linestyle": "-"},
+    "scratch": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
+    "random": {"color": "#999999", "marker": "x", "linestyle": "--"},
+    "functionals": {"color": "#009E73", "marker": "^", "linestyle": "-."},
+}
+
+
+def name_of(metric: str) -> str:
+    return _NAMES.get(metric, metric)
+
+
+def emotion_metrics(c: Comparison) -> list[str]:
+    """The metrics per emotion to show: recall, or MAE."""
+    return [name for name in c.metrics if name.startswith("recall of " if c.category else "mae of ")]
+
+
+def save(figure, path: Path, source: str) -> bytes:
+    """Writes PATH.png and PATH.pdf with their source beneath; returns the PNG."""
+    width = int(figure.get_figwidth() * 20)
+    figure.text(0.01, -0.01, textwrap.fill(source, width), fontsize=5.5, color="#555555", va="top")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=160, bbox_inches="tight")
+    path.with_suffix(".png").write_bytes(stream.getvalue())
+    figure.savefig(path.with_suffix(".pdf"), bbox_inches="tight", metadata={"CreationDate": None})
+    plt.close(figure)
+    return stream.getvalue()
+
+
+def learning_curve(c: Comparison, variant: str, metric: str):
+    """Metric against label count for all arms, with intervals, and the constant predictor."""
+    figure, axes = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
+    arms = c.arms(variant)
+    for i, arm in enumerate(arms):
+        budgets = c.budgets(variant, arm)
+        estimates = [c.estimate(variant, arm, budget, metric) for budget in budgets]
+        x = np.array([c.labels(budget) for budget in budgets]) * 1.035 ** (i - (len(arms) - 1) / 2)  # side by side
+        value = np.array([e.value for e in estimates])
+        bounds = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
+        axes.errorbar(x, value, yerr=np.nan_to_num(np.maximum(bounds, 0)), label=arm, capsize=2, linewidth=1.5, elinewidth=0.8, **_STYLE[arm])
+    constant = c.constant(metric)
+    if constant is not None:
+        axes.axhline(constant, label="constant predictor", color="#555555", linestyle=":")
+    budgets = sorted({b for arm in arms for b in c.budgets(variant, arm)}, key=c.labels)
+    axes.set_xscale("log")
+    axes.set_xticks([c.labels(b) for b in budgets], [c.budget_name(b) for b in budgets])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled training segments")
+    axes.set_ylabel(name_of(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
+    _title(axes, c)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def gains_per_emotion(c: Comparison, variant: str):
+    """Pretrained less scratch per emotion: one panel per label count, positive where pretraining helps."""
+    names = emotion_metrics(c)
+    budgets = c.budgets(variant, "pretrained", "scratch")
+    figure, panels = plt.subplots(1, len(budgets), figsize=(1.2 + 1.6 * len(budgets), 0.6 + 0.4 * len(names)), sharey=True, sharex=True, layout="constrained", squeeze=False)  # fmt: skip
+    for axes, budget in zip(panels[0], budgets, strict=True):
+        for y, name in enumerate(names):
+            e = c.difference(variant, "pretrained", "scratch", budget, name)
+            if e is None or not np.isfinite(e.value):
+                continue
+            sign = 1 if c.category else -1  # a lower MAE is a gain
+            axes.plot([sign * e.low, sign * e.high], [y, y], color="#0072B2", linewidth=1.2)
+            axes.plot(sign * e.value, y, "o", color="#0072B2", markersize=5)
+        axes.axvline(0, color="#555555", linestyle=":", linewidth=1)
+        axes.set_title(f"{c.budget_name(budget)} labels", fontsize=9)
+        axes.set_yticks(range(len(names)), [name.split(" of ")[1] for name in names])
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].invert_yaxis()
+    figure.supxlabel("gain in recall" if c.category else "reduction of mean absolute error", fontsize=9)
+    return figure
+
+
+def confusions(c: Comparison, budget: float):
+    """Confusion matrices of pretrained and scratch, in per cent of the true class."""
+    figure, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained", sharey=True)
+    for axes, arm in zip(panels, ("pretrained", "scratch"), strict=True):
+        matrix = c.confusion(arm, budget)
+        share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(share):
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 55 else "black")
+        axes.set_xticks(range(len(c.classes)), c.classes, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(c.classes)), c.classes, fontsize=8)
+        axes.set_title(f"{arm}, {c.budget_name(budget)} labels", fontsize=10)
+        axes.set_xlabel("answered", fontsize=9)
+    panels[0].set_ylabel("true", fontsize=9)
+    return figure
+
+
+def reconstructions(illustration: dict[str, np.ndarray]):
+    """Heat-maps of a few segments: features by time, as they are, masked, and reconstructed in the masked steps."""
+    features, masked, rebuilt, counts = (illustration[name] for name in ("features", "masked", "reconstructed", "num_frames"))
+    stack = int(illustration["stack"])
+    figure, panels = plt.subplots(len(features), 3, figsize=(9, 1.9 * len(features)), layout="constrained", squeeze=False)
+    for row, (own, hidden, made, count) in enumerate(zip(features, masked, rebuilt, counts, strict=True)):
+        pictures = own, np.where(hidden[:, None], np.nan, own), np.where(hidden[:, None], made, own)
+        for axes, picture, title in zip(panels[row], pictures, ("features", "masked", "reconstructed"), strict=True):
+            frames = picture[:count].reshape(count * stack, -1)
+            palette = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#DDDDDD")
+            image = axes.imshow(frames.T, aspect="auto", cmap=palette, vmin=-2.5, vmax=2.5, interpolation="nearest",
+                                extent=(0, len(frames) * float(illustration["hop"]), frames.shape[1], 0))  # fmt: skip
+            axes.set_title(title if row == 0 else "", fontsize=9)
+            axes.set_yticks([])
+            axes.tick_params(labelsize=7)
+        panels[row][0].set_ylabel("features", fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("seconds", fontsize=8)
+    figure.colorbar(image, ax=panels, label="deviations from the mean", shrink=0.6)
+    return figure
+
+
+def embedding_map(illustration: dict[str, np.ndarray]):
+    """The test segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording."""
+    figure, panels = plt.subplots(2, 2, figsize=(8.5, 7.5), layout="constrained")
+    for column, (name, title) in enumerate((("before", "random encoder"), ("after", "pretrained encoder"))):
+        vectors = illustration[name]
+        perplexity = min(30.0, max(2.0, (len(vectors) - 1) / 4))
+        place = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
+        for row, kind in enumerate(("emotion", "recording")):
+            axes, groups = panels[row][column], illustration[kind].astype(str)
+            names = list(dict.fromkeys(sorted(groups)))
+            for i, group in enumerate(names[: len(_COLOURS)]):
+                own = groups == group
+                axes.plot(*place[own].T, _MARKERS[i], color=_COLOURS[i], markersize=3, alpha=0.7, linestyle="", label=group)
+            rest = ~np.isin(groups, names[: len(_COLOURS)])
+            if rest.any():
+                axes.plot(*place[rest].T, ".", color="#CCCCCC", markersize=2, zorder=0, label="others")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_title(f"{title}, by {kind}", fontsize=10)
+            if column:
+                axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), markerscale=1.6)
+    return figure
+
+
+def _title(axes, c: Comparison) -> None:
+    rotations = f", {len(c.rotations)} rotations" if len(c.rotations) > 1 else ""
+    axes.set_title(f"{c.corpus}{' (SYNTHETIC)' if c.synthetic else ''}, {c.fold} fold{rotations}, {len(c.seeds)} seeds", fontsize=10)

@@ -1,0 +1,261 @@
+"""Intervals and p-values that hold for new speakers and new seeds, not only for those at hand.
+
+A comparison yields, per rotation of the folds and per seed, scores of test segments that belong to recordings. Recordings are
+resampled first, then seeds (a hierarchical bootstrap); arms are compared under the same draws. A recording is tested in one rotation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+from jax_emossl import metrics
+
+REPLICATES = 2000
+_EXACT = 12  # recordings up to which all exchanges are tried
+_LEVEL = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What one run said of its test segments.
+
+    Attributes:
+      scores: (S, C) logits of categories, or intensities.
+      target: (S,) places among the classes, or (S, C) true intensities.
+      recordings: (S,) ids.
+    """
+
+    scores: Float[np.ndarray, "s c"]
+    target: np.ndarray
+    recordings: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval, and for a difference the p-value of a permutation test (None where undefined)."""
+
+    value: float
+    low: float
+    high: float
+    p: float | None = None
+
+
+# A tally holds sums per recording (R, K), from which a metric follows; AUROC's are over pairs of recordings (R, R, K).
+Tally = Float[np.ndarray, "r ... k"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric as `value` of sums over recordings, so that recordings can be weighed and exchanged.
+
+    Attributes:
+      tally: sums per recording of a run, given the recordings' order.
+      value: (..., K) sums -> (...) the metric.
+      pairs: whether the sums are over pairs of recordings.
+    """
+
+    tally: Callable[[Scored, Sequence[str]], Tally]
+    value: Callable[[Float[np.ndarray, "... k"]], Float[np.ndarray, "..."]]
+    pairs: bool = False
+
+    def weighed(self, tally: Float[np.ndarray, "t r ... k"], weights: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n t k"]:
+        """The sums of each tally under each weighting of its recordings."""
+        if self.pairs:
+            return np.einsum("nr,trqk,nq->ntk", weights, tally, weights, optimize=True)
+        return np.einsum("nr,trk->ntk", weights, tally, optimize=True)
+
+
+class Runs:
+    """The runs of one arm at one label count: the tallies of every rotation and seed, for one metric.
+
+    `scored` maps (rotation, seed) to a run; every rotation has the same seeds.
+    """
+
+    def __init__(self, scored: dict[tuple[str, int], Scored], metric: Metric):
+        self.metric = metric
+        self.rotations = sorted({rotation for rotation, _ in scored})
+        self.seeds = sorted({seed for _, seed in scored})
+        self.recordings, self._tallies = [], []
+        for rotation in self.rotations:
+            own = sorted(set(scored[rotation, self.seeds[0]].recordings))
+            self.recordings.append(own)
+            self._tallies.append(np.array([metric.tally(scored[rotation, seed], own) for seed in self.seeds], float))
+
+    def sums(self, weights: Sequence[Float[np.ndarray, "n r"]]) -> list[Float[np.ndarray, "n t k"]]:
+        """Per rotation, the sums of every seed under each weighting."""
+        return [self.metric.weighed(tally, own) for tally, own in zip(self._tallies, weights, strict=True)]
+
+    def values(self, weights: Sequence[Float[np.ndarray, "n r"]], seeds: Int[np.ndarray, "n p t"]) -> Float[np.ndarray, "n"]:
+        """The metric of all rotations' recordings together, mean over the drawn seeds; `seeds` are per replicate and rotation."""
+        drawn = [np.take_along_axis(own, seeds[:, i, :, None], 1) for i, own in enumerate(self.sums(weights))]
+        return self.metric.value(sum(drawn)).mean(1)
+
+    @property
+    def value(self) -> float:
+        """The metric on the recordings and seeds at hand."""
+        weights = [np.ones((1, len(own))) for own in self.recordings]
+        return float(self.values(weights, np.tile(np.arange(len(self.seeds)), (1, len(self.rotations), 1)))[0])
+
+    def draws(self, replicates: int = REPLICATES) -> tuple[list[np.ndarray], np.ndarray]:
+        """Weights of recordings and choices of seeds, the same for all arms with the same recordings and seeds."""
+        rng = np.random.default_rng(0)
+        total = sum(map(len, self.recordings))
+        weights = rng.multinomial(total, np.full(total, 1 / total), size=replicates).astype(float)
+        split = np.split(weights, np.cumsum([len(own) for own in self.recordings])[:-1], axis=1)
+        return split, rng.integers(0, len(self.seeds), (replicates, len(self.rotations), len(self.seeds)))
+
+    def estimate(self) -> Estimate:
+        """Mean over seeds with its interval."""
+        return Estimate(self.value, *interval(self.values(*self.draws()), sum(map(len, self.recordings))))
+
+    def difference(self, other: Runs) -> Estimate:
+        """This less the other, paired by recording and seed."""
+        if (self.rotations, self.seeds, self.recordings) != (other.rotations, other.seeds, other.recordings):
+            raise ValueError("runs that are compared must have the same rotations, seeds and recordings")
+        draws = self.draws()
+        low, high = interval(self.values(*draws) - other.values(*draws), sum(map(len, self.recordings)))
+        return Estimate(self.value - other.value, low, high, None if self.metric.pairs else self._permutation(other))
+
+    def _permutation(self, other: Runs) -> float:
+        """How often a difference as large arises when the two arms change places in random recordings."""
+        total = sum(map(len, self.recordings))
+        if total <= _EXACT:
+            kept = np.array(list(itertools.product((1.0, 0.0), repeat=total)))
+        else:
+            drawn = np.random.default_rng(1).integers(0, 2, (REPLICATES, total)).astype(float)
+            kept = np.concatenate([np.ones((1, total)), drawn])
+        split = np.split(kept, np.cumsum([len(own) for own in self.recordings])[:-1], axis=1)
+        left = [1 - own for own in split]
+
+        def value(one: Runs, two: Runs) -> np.ndarray:
+            return self.metric.value(sum(a + b for a, b in zip(one.sums(split), two.sums(left), strict=True))).mean(1)
+
+        difference = value(self, other) - value(other, self)
+        return float(np.mean(np.abs(difference) >= abs(difference[0]) - 1e-12))
+
+
+def interval(replicates: Float[np.ndarray, "n"], recordings: int) -> tuple[float, float]:
+    """95 % interval from bootstrap replicates: percentiles, expanded for few recordings (Hesterberg 2015, The American Statistician 69)."""
+    defined = replicates[np.isfinite(replicates)]
+    if recordings < 2 or len(defined) == 0:
+        return float("nan"), float("nan")
+    quantile = stats.t.ppf(1 - (1 - _LEVEL) / 2, recordings - 1) * np.sqrt(recordings / (recordings - 1))
+    tail = stats.norm.cdf(-quantile)
+    return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail]))
+
+
+def label_efficiency(counts: Sequence[float], baseline: Sequence[float], value: float, lower_is_better: bool = False) -> float | None:
+    """Labels at which the baseline's curve reaches `value`, linear in log count; infinity beyond its end, None below its start."""
+    sign = -1 if lower_is_better else 1
+    curve = np.maximum.accumulate(sign * np.asarray(baseline, float))
+    if sign * value > curve[-1]:
+        return float("inf")
+    if sign * value < curve[0]:
+        return None
+    place = int(np.searchsorted(curve, sign * value))
+    if place == 0:
+        return float(counts[0])
+    share = (sign * value - curve[place - 1]) / (curve[place] - curve[place - 1])
+    return float(np.exp(np.log(counts[place - 1]) + share * (np.log(counts[place]) - np.log(counts[place - 1]))))
+
+
+def category_metrics(classes: Sequence[str]) -> dict[str, Metric]:
+    """Metrics of categories by name, `recall of <class>` among them."""
+    size = len(classes)
+
+    def confusion(sums):
+        return sums.reshape(*sums.shape[:-1], size, size)
+
+    def recalls(sums):
+        table = confusion(sums)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.diagonal(table, axis1=-2, axis2=-1) / table.sum(-1)
+
+    def f1_macro(sums):
+        table = confusion(sums)
+        hits, present = np.diagonal(table, axis1=-2, axis2=-1), table.sum(-1) > 0
+        f1 = 2 * hits / np.maximum(table.sum(-1) + table.sum(-2), 1e-12)
+        return np.where(present, f1, 0).sum(-1) / np.maximum(present.sum(-1), 1)
+
+    made = {
+        "uar": Metric(_confusions, lambda sums: np.nanmean(recalls(sums), -1)),
+        "f1_macro": Metric(_confusions, f1_macro),
+        "accuracy": Metric(_confusions, lambda sums: np.diagonal(confusion(sums), axis1=-2, axis2=-1).sum(-1) / sums.sum(-1)),
+    }
+    for i, name in enumerate(classes):
+        made[f"recall of {name}"] = Metric(_confusions, lambda sums, i=i: recalls(sums)[..., i])
+    return made
+
+
+def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
+    """Metrics of intensities by name, `mae of <emotion>` and `accuracy4 of <emotion>` among them."""
+
+    def mean(sums):
+        return sums[..., 0] / sums[..., 1]
+
+    def tally_of(errors: Callable) -> Callable:
+        return lambda scored, order: _per_recording(scored, order, errors(scored.scores, scored.target))
+
+    def absolute(scores, target):
+        return np.abs(np.clip(scores, 0, metrics.MAX_INTENSITY) - target)
+
+    def correct(scores, target):
+        return (metrics.four_class(scores) == metrics.four_class(target)).astype(float)
+
+    made = {"auroc": Metric(_pair_wins, lambda sums: _mean_auroc(sums, len(emotions)), pairs=True)}
+    for name, errors in (("mae", absolute), ("accuracy4", correct)):
+        made[name] = Metric(tally_of(errors), mean)
+        for e, emotion in enumerate(emotions):
+            made[f"{name} of {emotion}"] = Metric(tally_of(lambda s, t, e=e, errors=errors: errors(s, t)[:, e : e + 1]), mean)
+    return made
+
+
+def _confusions(scored: Scored, order: Sequence[str]) -> Tally:
+    """(R, C * C): true class by predicted class; segments of a class that training does not know are left out."""
+    size = scored.scores.shape[1]
+    known = scored.target > metrics.UNSEEN
+    row = np.searchsorted(order, scored.recordings[known])
+    cell = (row * size + scored.target[known]) * size + scored.scores[known].argmax(1)
+    return np.bincount(cell, minlength=len(order) * size * size).reshape(len(order), size * size)
+
+
+def _per_recording(scored: Scored, order: Sequence[str], values: Float[np.ndarray, "s e"]) -> Tally:
+    """(R, 2): the sum of all values, and their number."""
+    row = np.searchsorted(order, scored.recordings)
+    total = np.bincount(row, values.sum(1), minlength=len(order))
+    return np.stack([total, np.bincount(row, minlength=len(order)) * values.shape[1]], 1)
+
+
+def _pair_wins(scored: Scored, order: Sequence[str]) -> Tally:
+    """(R, R, 2 E): of pairs of a segment with the emotion (first) and one without, how many are ranked rightly, and all."""
+    row = np.searchsorted(order, scored.recordings)
+    size, emotions = len(order), scored.scores.shape[1]
+    table = np.zeros((size, size, 2 * emotions), np.float32)
+    for e in range(emotions):
+        present, score = scored.target[:, e] > 0, scored.scores[:, e]
+        positives = np.bincount(row[present], minlength=size)
+        for other in range(size):
+            negative = np.sort(score[~present & (row == other)])
+            below = np.searchsorted(negative, score[present]) + np.searchsorted(negative, score[present], side="right")
+            table[:, other, 2 * e] = np.bincount(row[present], below / 2, minlength=size)
+            table[:, other, 2 * e + 1] = positives * len(negative)
+    return table
+
+
+def _mean_auroc(sums: Float[np.ndarray, "... k"], emotions: int) -> Float[np.ndarray, "..."]:
+    pairs = sums.reshape(*sums.shape[:-1], emotions, 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nanmean(pairs[..., 0] / pairs[..., 1], -1)
+
+
+@functools.cache
+def named_metrics(category: bool, classes: tuple[str, ...]) -> dict[str, Metric]:
+    """The metrics of a head."""
+    return category_metrics(classes) if category else intensity_metrics(classes)
