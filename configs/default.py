@@ -37,6 +37,7 @@ def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
     train.steps = 400
     train.batch_size = 32  # segments, over all devices
     train.unlabelled = False  # train also on the training recordings' stretches without labels
+    train.share = 1.0  # of the training segments, chosen at random: to ask how much unlabelled data it takes
     train.dropout = 0.1  # in the encoder
     train.crop = 0  # longest piece of a segment, in model steps; 0 = whole segments
     train.strategy = "full"  # full | frozen | probe-then-full

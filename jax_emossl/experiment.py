@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 
 from jax_emossl import checkpoint, mesh, objectives
 from jax_emossl.checkpoint import EncoderCard
@@ -28,6 +29,7 @@ _RANGES = {
     "model.width": (1, _ANY),
     "model.layers": (1, _ANY),
     "model.heads": (1, _ANY),
+    "train.share": (0, 1),
     "train.dropout": (0, 0.99),
     "train.crop": (0, _ANY),
     "train.steps": (1, 2**31 - 1),
@@ -74,7 +76,9 @@ class Experiment:
         """The training fold's segments within the label budget, and the unlabelled stretches where asked for."""
         if self.config.train.unlabelled:
             folds = ["train", *([UNLABELLED] if UNLABELLED in self.corpus.folds else [])]
-            return Segments(self.corpus, folds, self.frontend)
+            segments = Segments(self.corpus, folds, self.frontend)
+            order = np.random.default_rng(self.config.seed).permutation(len(segments))
+            return segments.take(np.sort(order[: max(1, round(self.config.train.share * len(segments)))]))
         subset = label_budget.choose(self.corpus.fold("train").labels, self.config.num_labels, self.config.seed)
         return self.segments("train").take(subset)
 
@@ -118,6 +122,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         value = config[group].get(field)
         if value is not None and not low <= value <= high:
             raise UserError(f"{name} is {value}, but must lie between {low:g} and {high:g}.")
+    if config.train.share < 1 and not config.train.unlabelled:
+        raise UserError("train.share is for training without labels: set num_labels to train on fewer labels.")
     if config.seed < 0:
         raise UserError(f"seed is {config.seed}, but must be 0 or more.")
     model = config.model

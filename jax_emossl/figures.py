@@ -72,7 +72,9 @@ def learning_curve(c: Comparison, variant: str, metric: str):
         x = np.array([c.labels(budget) for budget in budgets]) * 1.035 ** (i - (len(arms) - 1) / 2)  # side by side
         value = np.array([e.value for e in estimates])
         bounds = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
-        axes.errorbar(x, value, yerr=np.nan_to_num(np.maximum(bounds, 0)), label=arm, capsize=2, linewidth=1.5, elinewidth=0.8, **_STYLE[arm])
+        axes.errorbar(
+            x, value, yerr=np.nan_to_num(np.maximum(bounds, 0)), label=arm, capsize=2, linewidth=1.5, elinewidth=0.8, **_STYLE[arm]
+        )
     constant = c.constant(metric)
     if constant is not None:
         axes.axhline(constant, label="constant predictor", color="#555555", linestyle=":")
@@ -176,4 +178,7 @@ def embedding_map(illustration: dict[str, np.ndarray]):
 
 def _title(axes, c: Comparison) -> None:
     rotations = f", {len(c.rotations)} rotations" if len(c.rotations) > 1 else ""
-    axes.set_title(f"{c.corpus}{' (SYNTHETIC)' if c.synthetic else ''}, {c.fold} fold{rotations}, {len(c.seeds)} seeds", fontsize=10)
+    axes.set_title(
+        f"{c.corpus}{' (SYNTHETIC)' if c.synthetic else ''}, {c.fold} fold{rotations}, {len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}",
+        fontsize=10,
+    )

@@ -59,7 +59,9 @@ class Comparison:
         self.out, self.version, self.command = out, table["version"], table.get("command", "")
         self.rows = [row for row in table["runs"] if "budget" in row]
         if not self.rows:
-            raise UserError(f"{out} holds no comparison: give the workdir of a run of experiments/label_fraction.py or configs/quickstart.py.")
+            raise UserError(
+                f"{out} holds no comparison: give the workdir of a run of experiments/label_fraction.py or configs/quickstart.py."
+            )
         first = self.rows[0]
         self.corpus, self.synthetic, self.fold = first["corpus"], first["synthetic"], first["fold"]
         scored = [row for row in self.rows if "predictions" in row]
@@ -136,7 +138,7 @@ class Comparison:
         """One line under every table and figure."""
         rotations = f"{len(self.rotations)} rotations of the folds" if len(self.rotations) > 1 else "one set of folds"
         synthetic = " (SYNTHETIC)" if self.synthetic else ""
-        seeds = f"seeds {', '.join(map(str, self.seeds))}"
+        seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         return f"Corpus {self.corpus}{synthetic}, {self.fold} fold, {rotations}, {seeds}; jax_emossl {self.version}; {self.command}"
 
     def _load(self, path: str) -> Scored:
@@ -189,7 +191,7 @@ def _blocks(c: Comparison):
     for other in _BASELINES:
         if "pretrained" in arms and other in arms:
             yield Text(f"Pretrained less {other}", heading=True)
-            yield _difference_table(c, main, "pretrained", other)
+            yield _difference_table(c, main, other)
             efficiency = _efficiency_table(c, main, other)
             if len(efficiency.rows) > 1:
                 yield efficiency
@@ -215,6 +217,9 @@ def _blocks(c: Comparison):
     for variant in c.variants[1:]:
         yield Text(f"Variant: {variant}", heading=True)
         yield _score_table(c, variant, c.headline[0])
+        for other in _BASELINES:
+            if {"pretrained", other} <= set(c.arms(variant)):
+                yield _difference_table(c, variant, other)
     illustration = c.illustration()
     if illustration is not None:
         yield Text("What the encoder has learned", heading=True)
@@ -246,11 +251,13 @@ def _score_table(c: Comparison, variant: str, metric: str) -> Table:
     return Table(_slug(f"{metric} {variant}"), caption, rows)
 
 
-def _difference_table(c: Comparison, variant: str, arm: str, other: str) -> Table:
+def _difference_table(c: Comparison, variant: str, other: str) -> Table:
     rows = [["labels", *(figures.name_of(metric) for metric in c.headline)]]
-    for budget in c.budgets(variant, arm, other):
-        rows.append([c.budget_name(budget), *(_with_p(c.difference(variant, arm, other, budget, metric)) for metric in c.headline)])
-    return Table(_slug(f"difference {other}"), f"{arm} less {other}: difference [95 % interval], p of a permutation test.", rows)
+    for budget in c.budgets(variant, "pretrained", other):
+        rows.append([c.budget_name(budget), *(_with_p(c.difference(variant, "pretrained", other, budget, m)) for m in c.headline)])
+    return Table(
+        _slug(f"difference {other} {variant}"), f"pretrained less {other}: difference [95 % interval], p of a permutation test.", rows
+    )
 
 
 def _efficiency_table(c: Comparison, variant: str, other: str) -> Table:
@@ -300,8 +307,8 @@ def _reading(c: Comparison) -> str:
     few = " Few recordings were resampled, so the intervals are wide and still approximate." if recordings < 20 else ""
     synthetic = " **The corpus is SYNTHETIC: these numbers say that the program works, not that the method does.**" if c.synthetic else ""
     return (
-        f"Intervals: hierarchical bootstrap of {significance.REPLICATES:,} replicates over the {recordings} test recordings, then over the "
-        f"{len(c.seeds)} seeds of labels, heads and batches{pooled}; percentiles expanded for few recordings (Hesterberg 2015).{few} "
+        f"Intervals: hierarchical bootstrap of {significance.REPLICATES:,} replicates over the {_plural(recordings, 'test recording')}, then over the "
+        f"{_plural(len(c.seeds), 'seed')} of labels, heads and batches{pooled}; percentiles expanded for few recordings (Hesterberg 2015).{few} "
         "The pretraining has one seed per rotation, which is not resampled. Differences are paired by recording and seed; p: the two arms "
         "change places in random recordings. No correction is made for the number of comparisons. Steps, learning rates, strategies, "
         "regularisation and thresholds are chosen on the validation fold; the reported fold was scored once per cell. "
@@ -310,6 +317,10 @@ def _reading(c: Comparison) -> str:
         "Unless a variant says otherwise, features, pooled statistics and functionals are normalised with each recording's own frames, test "
         f"recordings too (transductive).{synthetic}"
     )
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _any_arm(c: Comparison) -> tuple[str, float]:

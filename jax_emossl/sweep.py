@@ -57,8 +57,9 @@ def fit_members(
 ) -> list[Fitted | None]:
     """Trains all members at once and chooses each one's step on its validation segments, as `train.fit` does.
 
-    Batches that `train.fit` pads to the length of their bucket are padded to the longest here, unless `train.crop` fixes both.
-    Members must agree in all of `config.train` but the rates. Each member's result is independent of the others.
+    Batches that `train.fit` pads to the length of their bucket are padded to the longest segment of the fold here, unless
+    `train.crop` fixes both. Members must agree in all of `config.train` but the rates. A member's result does not depend on the
+    others (of other folds: where `train.crop` is set).
 
     Args:
       starts: shared by sweeps over the same objective, it spares them equal beginnings.
@@ -78,11 +79,12 @@ def fit_members(
     begun = [starts.of(member) for member in members]
     trains, valids = [train for _, _, train in begun], [member.valid for member in members]
     corpus = Resident([*trains, *valids])
-    longest = max(int(train.lengths.max()) for train in trains)
-    length = settings.crop or padded_length(longest, growth)
+    length = settings.crop or padded_length(max(int(train.whole.lengths.max()) for train in trains), growth)
     samplers = [Sampler(train.lengths, settings.batch_size, settings.crop, growth) for train in trains]
     validation = _Evaluation(corpus, valids, settings.batch_size, growth)
-    rates, keys = (jax.device_put(_stack(x), sharding) for x in ([Rates.make(m.config.train) for m in members], [key for _, key, _ in begun]))
+    rates, keys = (
+        jax.device_put(_stack(x), sharding) for x in ([Rates.make(m.config.train) for m in members], [key for _, key, _ in begun])
+    )
     params = jax.device_put(_stack([params for params, _, _ in begun]), sharding)
     opt_state = jax.jit(jax.vmap(optimizer.transformation().init), out_shardings=sharding)(params)
     progress = {"members": [NO_PROGRESS | {"calibration": None, "diverged": False} for _ in members]}
@@ -98,27 +100,23 @@ def fit_members(
                 _stack([corpus.rows(t, s.indices(m.config.seed, at), length) for at in range(step, stop)])
                 for t, s, m in zip(trains, samplers, members, strict=True)
             ]
-            params, opt_state, sums = _train(
-                objective, optimizer, length, corpus.steps, rates, keys, params, opt_state, jnp.int32(step), jax.device_put(_stack(rows), sharding)
-            )
+            rows, first = jax.device_put(_stack(rows), sharding), jnp.int32(step)
+            params, opt_state, sums = _train(objective, optimizer, length, corpus.steps, rates, keys, params, opt_state, first, rows)
             sums = jax.device_get(sums)
             finite = np.all([np.isfinite(value).all(1) for value in sums.values()], 0)
-            improved = np.zeros(len(members), bool)
             bar.update((stop - step) * kept)
-            step, previous = stop, progress
-            for i, (outputs, host) in enumerate(validation.outputs(objective, params)):
-                if _over(previous[i], settings):
-                    continue
-                if not finite[i]:
-                    notice(f"{description}: the loss of member {i} is not finite before step {step}; it is left at its best step so far.")
-                    progress = _replaced(progress, i, previous[i] | {"diverged": True})
-                    continue
-                labels = valids[i].labels
-                outputs = objective.finish(host, outputs, valids[i])
-                calibration = objective.calibrate(outputs, labels)
-                judged = judge(previous[i], objective.selection, objective.metrics(outputs, labels, calibration)[0], step)
-                improved[i] = judged["best_step"] == step
-                progress = _replaced(progress, i, judged | ({"calibration": calibration} if improved[i] else {}))
+            step, before, progress = stop, progress, []
+            for p, ok, valid, (outputs, own) in zip(before, finite, valids, validation.outputs(objective, params), strict=True):
+                if _over(p, settings):
+                    progress.append(p)
+                elif ok:
+                    progress.append(_judged(objective, p, outputs, own, valid, step))
+                else:
+                    notice(
+                        f"{description}: the loss of member {len(progress)} is not finite before step {step}; its best step so far stands."
+                    )
+                    progress.append(p | {"diverged": True})
+            improved = np.array([p["best_step"] != earlier["best_step"] for p, earlier in zip(progress, before, strict=True)])
             best = _choose(jax.device_put(improved, sharding), params, best)
             bar.set_postfix_str(f"evaluation {-(-step // settings.eval_every)}/{evaluations}")
             if checkpoints:
@@ -142,7 +140,9 @@ def predict_members(
     params, segments = [*params, *params[:extra]], [*segments, *segments[:extra]]
     evaluation = _Evaluation(Resident(segments), segments, batch_size, growth)
     placed = jax.device_put(_stack(params), NamedSharding(_mesh(), _MEMBERS))
-    outputs = [objective.finish(host, outputs, own) for (outputs, host), own in zip(evaluation.outputs(objective, placed), segments, strict=True)]
+    outputs = [
+        objective.finish(host, outputs, own) for (outputs, host), own in zip(evaluation.outputs(objective, placed), segments, strict=True)
+    ]
     return outputs[:kept]
 
 
@@ -316,8 +316,12 @@ def _member(stacked: Any, i: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[i], stacked)
 
 
-def _replaced(entries: list[dict], i: int, entry: dict) -> list[dict]:
-    return [*entries[:i], entry, *entries[i + 1 :]]
+def _judged(objective: Objective, progress: dict, outputs: Outputs, params: Params, valid: Segments, step: int) -> dict:
+    """A member's progress after an evaluation."""
+    outputs = objective.finish(params, outputs, valid)
+    calibration = objective.calibrate(outputs, valid.labels)
+    judged = judge(progress, objective.selection, objective.metrics(outputs, valid.labels, calibration)[0], step)
+    return judged | ({"calibration": calibration} if judged["best_step"] == step else {})
 
 
 def _over(progress: dict, settings: ml_collections.ConfigDict) -> bool:

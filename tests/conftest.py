@@ -107,7 +107,7 @@ def finetuning(tiny_config, trained, pretraining):
 
 @pytest.fixture(scope="session")
 def comparison_config(tiny_config):
-    """A quickstart of 8 cells: two arms, two label counts, two seeds."""
+    """A quickstart with every arm, two label counts and two seeds."""
     from configs import quickstart
 
     config = quickstart.get_config()
@@ -115,7 +115,8 @@ def comparison_config(tiny_config):
         whole = tiny_config(name)
         config.data, config.model = whole.data, whole.model
         config[part].objective, config[part].train = whole.objective, whole.train
-    config.compare.update({"label_counts": (12, 0), "seeds": 2, "learning_rates": (1e-3,)})
+    config.compare.update({"label_counts": (12, 0), "seeds": 2, "learning_rates": (1e-3,), "strategies": ("frozen", "probe-then-full")})
+    config.compare.arms = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")
     return config
 
 

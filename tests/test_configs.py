@@ -1,13 +1,16 @@
 import importlib
 import json
 import pkgutil
+from pathlib import Path
 
 import ml_collections
 import pytest
 
 import configs
 from jax_emossl import tasks, workdir
+from jax_emossl.tasks import compare
 
+EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[1] / "experiments").glob("*.py") if not p.stem.startswith("bench"))
 NAMES = sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
 
 
@@ -41,3 +44,16 @@ def test_the_paper_masks_single_timesteps_and_regresses_intensities():
     assert (config.pretrain.objective.name, config.pretrain.objective.span) == ("masked_timesteps", 1)
     assert (config.finetune.objective.name, config.finetune.objective.head) == ("emotion", "intensity")
     assert isinstance(config.compare, ml_collections.ConfigDict)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("corpus", ["demo", "nemo", "mosei"])
+def test_every_experiment_is_a_comparison_whose_variants_set_fields_that_exist(name, corpus):
+    config = importlib.import_module(f"experiments.{name}").get_config(corpus)
+    assert config.task == "compare" and config.data.corpus == corpus
+    compare._check(config.compare)
+    for variant, fields in config.compare.variants:
+        compare._varied(config, variant, fields, "")
+    json.dumps(workdir.plain(config), allow_nan=False)
+    if name != "label_fraction":
+        assert config.compare.fold == "valid"  # searches never see the test fold

@@ -58,6 +58,16 @@ def test_pretraining_takes_the_same_steps_whatever_the_held_out_recordings_hold(
     assert rows[0] != rows[1]  # the validation loss did change
 
 
+def test_a_share_of_the_unlabelled_data_is_a_random_choice_of_that_size(tiny_config):
+    whole = build(tiny_config("pretrain")).training_segments()
+    half = build(tiny_config("pretrain", {"train.share": 0.5})).training_segments()
+    other = build(tiny_config("pretrain", {"train.share": 0.5}, seed=1)).training_segments()
+    assert len(half) == len(other) == round(len(whole) / 2)
+    assert set(half.positions) < set(whole.positions) and half.positions.tolist() != other.positions.tolist()
+    with pytest.raises(UserError, match="train.share is for training without labels"):
+        build(tiny_config("scratch", {"train.share": 0.5}))
+
+
 def test_pretraining_sees_the_training_recordings_only_but_their_unlabelled_stretches_too(tiny_config, demo_corpus):
     segments = build(tiny_config("pretrain")).training_segments()
     assert set(segments.recordings) == set(demo_corpus.train_recordings)

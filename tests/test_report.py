@@ -1,55 +1,121 @@
+import csv
+import json
+import re
+import shutil
+
 import numpy as np
 import pytest
 
-from jax_emossl import report
+from jax_emossl import report, results
+from jax_emossl.errors import UserError
+
+CLASSES = ["neutral", "happy", "sad"]
 
 
-def row(arm, num_labels, seed, **metrics):
-    return {"arm": arm, "num_labels": num_labels, "seed": seed, "fold": "test", "corpus": "demo", "synthetic": True, "metrics": metrics}
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A made-up comparison with categories: two rotations of three recordings, two arms, three label counts, two seeds."""
+    out = tmp_path_factory.mktemp("made-up")
+    rng = np.random.default_rng(0)
+    rows = []
+    for rotation in ("a", "b"):
+        target = rng.integers(0, 3, 90)
+        names = np.repeat([f"{rotation}{i}" for i in range(3)], 30)
+        rows.append({**common(rotation, "constant", 0, 0), "metrics": {"uar": 1 / 3, "f1_macro": 0.2, "accuracy": 0.3}})
+        for arm, skill in (("pretrained", 1.5), ("scratch", 0.5)):
+            for budget in (30, 60, 0):
+                for seed in (0, 1):
+                    scores = rng.normal(size=(90, 3)) + (skill + budget / 100 + 1.0 * (budget == 0)) * np.eye(3)[target]
+                    kept = results.keep_predictions(
+                        out, report.Path(f"{rotation}-{arm}-{budget}-{seed}"), scores=scores, target=target, recordings=names
+                    )
+                    strategy = {"fold": "valid", "metric": "uar", "value": 0.5, "strategy": "full", "learning_rate": 1e-3}
+                    made = {"metrics": {"uar": 0.5}, "selection": strategy, "predictions": kept, "classes": CLASSES}
+                    rows.append({**common(rotation, arm, budget, seed), **made})
+    table = {"runs": rows, "config": {}, "command": "python -m jax_emossl.main --config=x.py", "version": "9.9"}
+    (out / "results.json").write_text(json.dumps(table))
+    return out
 
 
-ROWS = [
-    row("pretrained", 30, 0, auroc=0.7, mae=0.2),
-    row("pretrained", 30, 1, auroc=0.8, mae=0.4),
-    row("scratch", 30, 1, auroc=0.5, mae=0.4),
-    row("scratch", 30, 0, auroc=0.6, mae=0.5),
-    row("constant", 99, 0, auroc=0.5, mae=None),
-    row("constant", 99, 1, auroc=0.5, mae=None),
-]
+def common(rotation, arm, budget, seed):
+    return {
+        "corpus": "demo", "synthetic": True, "arm": arm, "num_labels": budget or 200, "seed": seed, "fold": "test", "step": 1,
+        "selection": None, "undefined": {}, "variant": "", "folds": rotation, "budget": budget,
+    }  # fmt: skip
 
 
-def cells(text):
-    return [line.split("  ") for line in text.splitlines()]
+@pytest.fixture(scope="module")
+def written(folder):
+    return report.write(folder)
 
 
-def test_the_table_holds_means_over_seeds_with_their_interval_and_the_paired_difference():
-    lines = {
-        tuple(c.strip() for c in line[:1]): [c.strip() for c in line if c.strip()]
-        for line in cells(report.comparison_table(ROWS, ["auroc", "mae"]))
-    }
-    half = 12.706 * 0.1 / np.sqrt(2) / np.sqrt(2)  # t(0.975, 1) x deviation / sqrt(seeds)
-    assert lines[("pretrained",)] == ["pretrained", "30", f"0.750 ±{half:.3f}", f"0.300 ±{2 * half:.3f}"]
-    assert lines[("scratch",)][2] == f"0.550 ±{half:.3f}"
-    difference = [line for line in cells(report.comparison_table(ROWS, ["auroc", "mae"])) if "difference" in line][0]
-    assert [c.strip() for c in difference if c.strip()] == ["difference", "30", "0.200 ±1.271", "-0.150 ±1.906"]
-    assert lines[("constant",)] == ["constant", "99", "0.500", "-"]
+def test_every_table_is_there_in_three_forms_and_every_figure_in_two(folder, written):
+    for name in ("uar", "f1_macro", "accuracy", "difference_scratch", "label_efficiency_scratch", "per_emotion", "choices"):
+        csv_, tex = (folder / "tables" / f"{name}{end}" for end in (".csv", ".tex"))
+        assert csv_.stat().st_size and "\\toprule" in tex.read_text() and "jax_emossl 9.9" in tex.read_text()
+        for line in re.findall(r"^.*\\\\$", tex.read_text(), re.M):
+            assert len(re.findall(r"(?<!\\)&", line)) == len(next(csv.reader(csv_.open()))) - 1
+    for name in ("learning_curve_uar", "gains_per_emotion", "confusion_60", "confusion_all"):
+        assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_the_table_says_fold_and_seeds():
-    assert "test fold; mean over seeds 0, 1" in report.comparison_table(ROWS, ["auroc"])
+def test_the_report_names_corpus_seeds_command_and_version_and_marks_synthetic_data(folder, written):
+    for name in ("report.md", "report.html"):
+        text = (folder / name).read_text()
+        for words in (
+            "demo (SYNTHETIC)",
+            "seeds 0, 1",
+            "--config=x.py",
+            "jax_emossl 9.9",
+            "2 rotations",
+            "6 test recordings",
+            "(transductive)",
+        ):
+            assert words in text
+    assert "http" not in (folder / "report.html").read_text()  # self-contained
 
 
-def test_one_seed_has_no_interval():
-    assert np.isnan(report.interval(np.array([0.5])))
-    assert "±" not in report.comparison_table([r for r in ROWS if r["seed"] == 0], ["auroc"]).splitlines()[1]
+def test_tables_hold_estimates_with_intervals_and_the_constant(folder, written):
+    rows = dict(line.split(",", 1) for line in (folder / "tables" / "uar.csv").read_text().splitlines())
+    assert set(rows) == {"arm", "pretrained", "scratch", "constant"} and rows["arm"] == "30,60,all (200)"
+    comparison = report.Comparison(folder)
+    e = comparison.estimate("", "pretrained", 30, "uar")
+    assert f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" in rows["pretrained"] and e.low < e.value < e.high
+    assert "0.333" in rows["constant"]
+    assert "p = 0.031" in (folder / "tables" / "difference_scratch.csv").read_text()  # 2 / 2^6, the smallest there is
 
 
-@pytest.mark.parametrize(("metrics", "shown"), [({"uar": 0.5}, "uar"), ({"mae": 0.5}, "auroc")])
-def test_the_shown_metrics_are_those_of_the_head(metrics, shown):
-    assert report.table_metrics([row("scratch", 30, 0, **metrics)])[0] == shown
+def test_confusions_count_every_rotation_and_seed(folder):
+    comparison = report.Comparison(folder)
+    assert comparison.confusion("pretrained", 30).sum() == 90 * 2 * 2
 
 
-def test_the_figure_is_drawn_where_it_says(tmp_path):
-    path = report.learning_curve(ROWS, "auroc", tmp_path / "auroc.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert report.learning_curve(ROWS, "mae", tmp_path / "mae.png").exists()  # with an undefined constant
+def test_the_report_is_made_from_its_folder_alone_and_remade_the_same(folder, written, tmp_path):
+    shutil.copytree(folder / "predictions", tmp_path / "predictions")
+    shutil.copy(folder / "results.json", tmp_path)
+    report.write(tmp_path)
+    for name in ("report.md", "tables/uar.tex", "figures/learning_curve_uar.png"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_comparison_under_way_has_a_report_too(folder, tmp_path):
+    table = json.loads((folder / "results.json").read_text())
+    table["runs"] = [r for r in table["runs"] if r["arm"] != "scratch" or (r["folds"], r["seed"]) != ("b", 1)][:-2]
+    shutil.copytree(folder / "predictions", tmp_path / "predictions")
+    (tmp_path / "results.json").write_text(json.dumps(table))
+    assert "pretrained" in report.write(tmp_path)
+
+
+def test_results_of_another_task_have_no_report(finetuning):
+    with pytest.raises(UserError, match="holds no comparison"):
+        report.write(finetuning)
+
+
+def test_damaged_predictions_are_named(folder, tmp_path):
+    shutil.copytree(folder / "predictions", tmp_path / "predictions")
+    shutil.copy(folder / "results.json", tmp_path)
+    file = tmp_path / "predictions" / "a-scratch-30-0.npz"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match="a-scratch-30-0.npz is missing or damaged"):
+        report.write(tmp_path)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_emossl import checkpoint, objectives, preemption, sweep
+from jax_emossl import preemption, sweep
 from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.experiment import build
 from jax_emossl.predict import predict

@@ -26,9 +26,15 @@ from jax_emossl.objectives.emotion import category_names, standardised
 from jax_emossl.optimizer import STRATEGIES
 from jax_emossl.sweep import Member
 from jax_emossl.tasks import train
+from jax_emossl.train import Fitted
 
 _TUNED = ("pretrained", "scratch")  # the arms whose encoder is trained on the labels
-_LINEAR = {"frozen": ("encoder",), "random": ("random",), "functionals": ("functionals",), "pretrained+functionals": ("encoder", "functionals")}
+_LINEAR = {
+    "frozen": ("encoder",),
+    "random": ("random",),
+    "functionals": ("functionals",),
+    "pretrained+functionals": ("encoder", "functionals"),
+}
 _FOLDS = ("train", "valid", "test")
 _IN_PROGRESS = "in_progress"
 
@@ -92,7 +98,9 @@ class _Study:
             else:
                 budgets.append(budget)
         if not budgets:
-            raise UserError(f"Every one of compare.label_counts is beyond the {available} labelled segments of the training fold: lower them.")
+            raise UserError(
+                f"Every one of compare.label_counts is beyond the {available} labelled segments of the training fold: lower them."
+            )
         seeds = range(self.config.seed, self.config.seed + grid.seeds)
         return [_Cell("constant", 0, self.config.seed), *(_Cell(*c) for c in itertools.product(grid.arms, budgets, seeds))]
 
@@ -110,7 +118,8 @@ class _Study:
             _stop_if_asked()
         tuned = [c for c in cells if c.arm in _TUNED]
         if tuned:
-            size = max(1, sweep.members_at_once(self._first.objective, self._members(tuned[0])[0]) // max(1, len(self._members(tuned[0]))))
+            grid = self._members(tuned[0])
+            size = max(1, sweep.members_at_once(self._first.objective, grid[0]) // len(grid)) if grid else len(tuned)
             for i in range(0, len(tuned), size):
                 yield len(tuned[i : i + size]), self._tuned(tuned[i : i + size])
                 _stop_if_asked()
@@ -221,41 +230,52 @@ class _Study:
 
     def _tuned(self, cells: Sequence[_Cell]) -> list[dict]:
         """Validation chooses the best of each cell's grid, which alone sees the reported fold."""
-        objective, settings = self._first.objective, self.config.finetune.train
-        members = [self._members(cell) for cell in cells]
-        flat = [member for own in members for member in own]
         folder = self.out / _IN_PROGRESS / hashlib.sha256(repr((self.variant, self.rotation, cells)).encode()).hexdigest()[:16]
-        fitted = []
-        if flat:
-            checkpoints = Checkpoints(folder, objective.selection)
-            try:
-                names = f"{self.rotation} {self.variant} {cells[0].arm} to {cells[-1].arm}".strip()
-                fitted = sweep.fit_members(objective, flat, starts=self._starts, checkpoints=checkpoints, description=names)
-            finally:
-                checkpoints.close()
-        remaining, best = iter(fitted), []
-        for own in members:
-            candidates = [(m.config.train, f) for m, f in zip(own, itertools.islice(remaining, len(own)), strict=True) if f]
-            best.append(functools.reduce(lambda a, b: b if metrics.better(objective.selection, b[1].value, a[1].value) else a, candidates) if candidates else None)  # fmt: skip
-        chosen = [b[1].params for b in best if b]
+        best = self._fit(cells, folder)
         reported = self._segments[self.config.compare.fold]
-        outputs = iter(sweep.predict_members(objective, chosen, [reported] * len(chosen), settings.batch_size, self.config.data.bucket_growth))
-        rows = []
-        for cell, winner in zip(cells, best, strict=True):
-            scores = next(outputs)["scores"] if winner else None
-            if "frozen" in self.config.compare.strategies:
-                fixed, fixed_scores = self._probe(cell, ("encoder",) if cell.arm == "pretrained" else ("random",))
-                if winner is None or metrics.better(objective.selection, fixed.value, winner[1].value):
-                    details = {"strategy": "frozen", "regularisation": fixed.strength}
-                    rows.append(self._row(cell, None, fixed.value, fixed.calibration, fixed_scores, details))
-                    continue
-            if winner is None:
-                raise UserError(f"Every training of {cell.arm} with {cell.budget} labels diverged: try lower compare.learning_rates.")
-            tuned, run_ = winner
-            details = {"strategy": tuned.strategy, "learning_rate": tuned.learning_rate}
-            rows.append(self._row(cell, run_.step, run_.value, run_.calibration, scores, details))
+        params = [fitted.params for _, fitted in filter(None, best)]
+        settings = self.config.finetune.train.batch_size, self.config.data.bucket_growth
+        outputs = iter(sweep.predict_members(self._first.objective, params, [reported] * len(params), *settings))
+        rows = [self._chosen(cell, own, next(outputs)["scores"] if own else None) for cell, own in zip(cells, best, strict=True)]
         shutil.rmtree(folder, ignore_errors=True)
         return rows
+
+    def _fit(self, cells: Sequence[_Cell], folder: Path) -> list[tuple[ml_collections.ConfigDict, Fitted] | None]:
+        """Per cell the settings and result of the best member of its grid; None where all diverged, or none is to be trained."""
+        grids = [self._members(cell) for cell in cells]
+        members = [member for grid in grids for member in grid]
+        if not members:
+            return [None] * len(cells)
+        selection = self._first.objective.selection
+        checkpoints = Checkpoints(folder, selection)
+        try:
+            words = " ".join(filter(None, (self.variant, self.rotation, f"{cells[0].arm} to {cells[-1].arm}")))
+            fitted = iter(
+                sweep.fit_members(self._first.objective, members, starts=self._starts, checkpoints=checkpoints, description=words)
+            )
+        finally:
+            checkpoints.close()
+        best = []
+        for grid in grids:
+            winner = None
+            for member, own in zip(grid, itertools.islice(fitted, len(grid)), strict=True):
+                if own and (winner is None or metrics.better(selection, own.value, winner[1].value)):
+                    winner = member.config.train, own
+            best.append(winner)
+        return best
+
+    def _chosen(self, cell: _Cell, best: tuple[ml_collections.ConfigDict, Fitted] | None, scores: np.ndarray | None) -> dict:
+        """The row of the better of the best trained member and, where asked for, the linear read-out of the frozen encoder."""
+        if "frozen" in self.config.compare.strategies:
+            fixed, fixed_scores = self._probe(cell, ("encoder",) if cell.arm == "pretrained" else ("random",))
+            if best is None or metrics.better(self._first.objective.selection, fixed.value, best[1].value):
+                details = {"strategy": "frozen", "regularisation": fixed.strength}
+                return self._row(cell, None, fixed.value, fixed.calibration, fixed_scores, details)
+        if best is None:
+            raise UserError(f"Every training of {cell.arm} with {cell.budget:g} labels diverged: lower compare.learning_rates.")
+        settings, fitted = best
+        details = {"strategy": settings.strategy, "learning_rate": settings.learning_rate}
+        return self._row(cell, fitted.step, fitted.value, fitted.calibration, scores, details)
 
     def _constant(self, cell: _Cell) -> dict:
         corpus, fold = self._unpretrained.corpus, self.config.compare.fold
@@ -275,7 +295,13 @@ class _Study:
             scores=scores.astype(np.float32), target=objective.target(own.labels), recordings=own.recordings.astype(str),
         )  # fmt: skip
         row = results.row(self._first.corpus, cell.arm, self._num_labels(cell.budget), cell.seed, fold, step, selection, made)
-        return row | {"variant": self.variant, "folds": self.rotation, "budget": cell.budget, "predictions": kept, "classes": list(objective.classes)}
+        return row | {
+            "variant": self.variant,
+            "folds": self.rotation,
+            "budget": cell.budget,
+            "predictions": kept,
+            "classes": list(objective.classes),
+        }
 
 
 def _check(grid: ml_collections.ConfigDict) -> None:
@@ -295,9 +321,15 @@ def _varied(config: ml_collections.ConfigDict, variant: str, fields: Sequence, f
     varied = config.copy_and_resolve_references()
     varied.data.folds = folds
     try:
-        varied.update_from_flattened_dict(dict(fields))
+        for name, value in fields:
+            *path, last = name.split(".")
+            group = functools.reduce(lambda part, key: part[key], path, varied)
+            group[last]  # a field that is not there is a mistake, not a new one
+            group[last] = value
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"compare.variants: '{variant}' sets a field that is not there ({' '.join(str(error).split())[:100]}).") from error
+        raise UserError(
+            f"compare.variants: '{variant}' sets {name}, which is no field or not of this type: correct the variant."
+        ) from error
     _check(varied.compare)
     return varied
 

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from jax_emossl import metrics, significance
+from jax_emossl.significance import Runs, Scored, category_metrics, intensity_metrics, interval, label_efficiency
+
+CLASSES = ("neutral", "happy", "sad")
+EMOTIONS = ("happy", "sad")
+
+
+def category_run(rng, recordings=4, segments=25, skill=1.0, name="r"):
+    target = rng.integers(0, 3, recordings * segments)
+    scores = rng.normal(size=(len(target), 3)) + skill * np.eye(3)[target]
+    return Scored(scores, target, np.repeat([f"{name}{i}" for i in range(recordings)], segments))
+
+
+def intensity_run(rng, recordings=4, segments=25):
+    target = np.where(rng.random((recordings * segments, 2)) < 0.4, rng.integers(1, 4, (recordings * segments, 2)), 0).astype(float)
+    return Scored(target + rng.normal(size=target.shape), target, np.repeat([f"r{i}" for i in range(recordings)], segments))
+
+
+def test_category_metrics_are_those_of_the_results_file():
+    run = category_run(np.random.default_rng(0))
+    expected, _ = metrics.category_report(run.scores, run.target, CLASSES)
+    for name in ("uar", "f1_macro", "accuracy"):
+        assert Runs({("", 0): run}, category_metrics(CLASSES)[name]).value == pytest.approx(expected[name])
+    recall = Runs({("", 0): run}, category_metrics(CLASSES)["recall of sad"]).value
+    assert recall == pytest.approx(expected["per_emotion"]["sad"]["recall"])
+
+
+def test_intensity_metrics_are_those_of_the_results_file():
+    run = intensity_run(np.random.default_rng(0))
+    expected, _ = metrics.intensity_report(run.scores, run.target, EMOTIONS, [0.5, 0.5])
+    for name in ("auroc", "mae", "accuracy4"):
+        assert Runs({("", 0): run}, intensity_metrics(EMOTIONS)[name]).value == pytest.approx(expected[name])
+    for name in ("mae", "accuracy4"):
+        own = Runs({("", 0): run}, intensity_metrics(EMOTIONS)[f"{name} of sad"]).value
+        assert own == pytest.approx(expected["per_emotion"]["sad"][name])
+
+
+def test_weighing_recordings_is_repeating_their_segments():
+    run = intensity_run(np.random.default_rng(1), recordings=3)
+    again = np.concatenate([np.flatnonzero(run.recordings == name) for name in ("r0", "r0", "r2")])
+    expected = np.mean([sklearn_metrics.roc_auc_score(run.target[again, e] > 0, run.scores[again, e]) for e in range(2)])
+    own = Runs({("", 0): run}, intensity_metrics(EMOTIONS)["auroc"])
+    assert own.values([np.array([[2.0, 0.0, 1.0]])], np.zeros((1, 1, 1), int))[0] == pytest.approx(expected)
+
+
+def test_rotations_are_judged_together_and_seeds_averaged():
+    rng = np.random.default_rng(2)
+    scored = {(rotation, seed): category_run(rng, name=rotation) for rotation in ("a", "b") for seed in (0, 1)}
+    runs = Runs(scored, category_metrics(CLASSES)["accuracy"])
+    right = {seed: np.concatenate([scored[r, seed].scores.argmax(1) == scored[r, seed].target for r in ("a", "b")]) for seed in (0, 1)}
+    assert runs.value == pytest.approx(np.mean([right[0].mean(), right[1].mean()]))
+
+
+def test_the_difference_of_a_run_from_itself_is_nothing():
+    runs = Runs({("", 0): category_run(np.random.default_rng(3))}, category_metrics(CLASSES)["uar"])
+    difference = runs.difference(runs)
+    assert (difference.value, difference.low, difference.high, difference.p) == (0, 0, 0, 1)
+
+
+def test_runs_on_other_recordings_are_not_paired():
+    one, two = (Runs({("", 0): category_run(np.random.default_rng(0), name=n)}, category_metrics(CLASSES)["uar"]) for n in "ab")
+    with pytest.raises(ValueError, match="same rotations, seeds and recordings"):
+        one.difference(two)
+
+
+def test_a_clear_difference_in_nine_recordings_has_the_smallest_possible_p():
+    rng = np.random.default_rng(4)
+    good, poor = ({("", 0): category_run(rng, recordings=9, segments=60, skill=skill)} for skill in (3.0, 0.0))
+    poor = {key: Scored(run.scores, run.target, run.recordings) for key, run in poor.items()}
+    metric = category_metrics(CLASSES)["accuracy"]
+    difference = Runs(good, metric).difference(Runs(poor, metric))
+    assert difference.low > 0 and difference.p == pytest.approx(2 / 2**9)
+
+
+def simulated(rng, recordings=9, segments=40, seeds=4):
+    """Runs of two arms whose accuracy varies by recording, by seed, and by chance, around 0.5 for both."""
+    hard = rng.normal(0, 0.1, recordings)
+    arms = []
+    for _ in range(2):
+        own = hard + rng.normal(0, 0.08, recordings)  # an arm suits some recordings better than others
+        scored = {}
+        for seed in range(seeds):
+            chance = np.repeat(np.clip(0.5 + own + rng.normal(0, 0.03), 0.01, 0.99), segments)
+            right = rng.random(len(chance)) < chance
+            target = np.zeros(len(chance), int)
+            scored["", seed] = Scored(np.eye(3)[np.where(right, 0, 1)], target, np.repeat([f"r{i}" for i in range(recordings)], segments))
+        arms.append(Runs(scored, category_metrics(CLASSES)["accuracy"]))
+    return arms
+
+
+def test_intervals_cover_the_truth_and_p_values_are_uniform_where_nothing_differs(monkeypatch):
+    monkeypatch.setattr(significance, "REPLICATES", 400)
+    rng = np.random.default_rng(5)
+    covered, ps = [], []
+    for _ in range(200):
+        one, two = simulated(rng)
+        draws = one.draws(400)
+        for value, low, high in (
+            (0.5, *interval(one.values(*draws), 9)),
+            (0.0, *interval(one.values(*draws) - two.values(*draws), 9)),
+        ):
+            covered.append(low <= value <= high)
+        ps.append(one._permutation(two))
+    assert 0.91 <= np.mean(covered) <= 0.99
+    for level in (0.1, 0.3, 0.5, 0.8):  # within four standard errors
+        assert np.mean(np.array(ps) <= level) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 200))
+
+
+def test_the_interval_is_expanded_for_few_recordings_and_undefined_for_one():
+    normal = np.random.default_rng(6).normal(size=200_000)
+    low, high = interval(normal, 10_000)
+    assert (low, high) == pytest.approx((-1.96, 1.96), abs=0.03)
+    assert interval(normal, 9)[1] == pytest.approx(2.306 * np.sqrt(9 / 8), abs=0.06)  # t(0.975, 8)
+    assert np.isnan(interval(normal, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.5, 30.0), (0.6, np.sqrt(30 * 120)), (0.7, 120.0), (0.9, np.inf), (0.4, None)],
+)
+def test_label_efficiency_reads_the_baselines_curve(value, expected):
+    assert label_efficiency([30, 120, 480], [0.5, 0.7, 0.8], value) == (None if expected is None else pytest.approx(expected))
+
+
+def test_label_efficiency_takes_errors_too():
+    assert label_efficiency([30, 120], [0.5, 0.3], 0.4, lower_is_better=True) == pytest.approx(60)
