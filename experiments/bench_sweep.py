@@ -1,6 +1,6 @@
 """Times a sweep against the same trainings one by one in one process, and as separate processes.
 
-  python -m experiments.bench_sweep [--members 16] [--steps 60] [--repeats 3] [--corpus nemo]
+  python -m experiments.bench_sweep [--members 16] [--steps 60] [--repeats 3] [--rounds 2] [--corpus nemo]
 
 Members train from scratch on 60 labels at width 64, 3 layers, batches of 32 x 64 steps, and are evaluated once on the
 validation fold. Sides alternate and medians are compared. Times in one process are given with and without the compilation
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3, help="at least 2: the first of each process compiles")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
     parser.add_argument("--corpus", default="nemo" if os.environ.get("EMOSSL_DATA") else "demo")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -86,7 +87,7 @@ def main() -> None:
     first: dict[str, list[float]] = {side: [] for side in SIDES}
     later: dict[str, list[float]] = {side: [] for side in SIDES}
     alone = []
-    rounds = 2
+    rounds = arguments.rounds
     with tqdm(total=rounds * (len(SIDES) + 1), desc="timing", leave=False, disable=None) as bar:
         for turn in range(rounds):
             for side in SIDES:

@@ -85,7 +85,7 @@ def learning_curve(c: Comparison, variant: str, metric: str):
     axes.set_xlabel("labelled training segments")
     axes.set_ylabel(name_of(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
     _title(axes, c)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(framealpha=1, edgecolor="none", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

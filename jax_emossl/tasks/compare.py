@@ -57,6 +57,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
             done = {_key(row) for row in rows}
             missing = [cell for cell in own if (study.variant, study.rotation, *cell) not in done]
             bar.update(len(own) - len(missing))
+            study = dataclasses.replace(study)  # a copy, whose caches end with it
             for finished, new in study.run(missing) if missing else ():
                 rows += new
                 results.write(file, rows, config)
