@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
+import math
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +26,14 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from jax_emossl import metrics
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.errors import UserError, notice
+from jax_emossl.workdir import RESULTS_FILE, write_atomically
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
 ENCODER_FILE = "encoder.json"
 _LATEST = 2
+_PROGRESS = "progress"  # its name among the sums; paths of arrays start with a bracket
+_STORAGE_STATUS = re.compile("[A-Z]+(_[A-Z]+)*: ")  # how a TensorStore error begins; its type, ValueError, says nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +72,12 @@ class Checkpoints:
     def __init__(self, workdir: Path, metric: str):
         self._sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
         self._workdir = workdir
-        self._manager = _manager(workdir, read_only=False)
+        steps = [int(folder.name) for folder in (workdir / FOLDER).glob("[0-9]*/") if folder.name.isdecimal()]
+        self._damaged = [step for step in steps if not _has_sound_score(workdir, step)]
+        for step in self._damaged:  # with one of them, Orbax would open none
+            _set_aside(workdir, step)
+        with _storage(workdir):
+            self._manager = _manager(workdir, read_only=False)
 
     def save(self, snapshot: Snapshot, value: float | None) -> None:
         """Starts saving in the background; `value` is the selection metric, None where the step was not evaluated."""
@@ -77,29 +91,30 @@ class Checkpoints:
         """The newest checkpoint that is intact, shaped like `like`; damaged newer ones are set aside with a warning.
 
         Raises:
-          UserError: there are checkpoints, but all are damaged.
+          UserError: there are checkpoints, but all are damaged; or an intact one has other shapes.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps, wanted = sorted(self._manager.all_steps(), reverse=True), _state(like)
         for step in steps:
-            snapshot = _restore_intact(self._manager, step, _state(like))
-            if snapshot:
-                return snapshot
-            self._set_aside(step)
-        if steps:
+            saved = _saved_shapes(self._workdir, step, wanted)
+            if saved and _shapes(saved) != _shapes(wanted):
+                if _is_intact(self._manager, step, saved):
+                    raise UserError(
+                        f"The checkpoint of step {step} in {self._workdir} has other shapes than the config: start in another --workdir."
+                    )
+            else:
+                snapshot = _restore_intact(self._manager, step, wanted)
+                if snapshot:
+                    return snapshot
+            self._manager.close()
+            _set_aside(self._workdir, step)
+            self._manager = _manager(self._workdir, read_only=False)
+        if steps or self._damaged:
             raise UserError(f"All checkpoints in {self._workdir / FOLDER} are damaged: start anew in another --workdir.")
         return None
 
     def newest(self) -> int | None:
         """Step of the newest checkpoint."""
         return self._manager.latest_step()
-
-    def _set_aside(self, step: int) -> None:
-        folder = self._workdir / DAMAGED_FOLDER
-        notice(f"the checkpoint of step {step} in {self._workdir} is damaged; it is moved to {folder} and the one before it is used.")
-        self._manager.close()
-        folder.mkdir(exist_ok=True)
-        os.replace(self._workdir / FOLDER / str(step), folder / f"{step}-{os.getpid()}")
-        self._manager = _manager(self._workdir, read_only=False)
 
     def close(self) -> None:
         """Waits for saves under way."""
@@ -108,23 +123,61 @@ class Checkpoints:
             self._manager.close()
 
 
+def _set_aside(workdir: Path, step: int) -> None:
+    folder = workdir / DAMAGED_FOLDER
+    notice(f"the checkpoint of step {step} in {workdir} is damaged: it is moved to {folder} and not used.")
+    folder.mkdir(exist_ok=True)
+    os.replace(workdir / FOLDER / str(step), folder / f"{step}-{os.getpid()}")
+
+
+def _has_sound_score(workdir: Path, step: int) -> bool:
+    """Whether Orbax can rank a checkpoint: its selection metric is a number, or it has none."""
+    file = workdir / FOLDER / str(step) / "metrics" / "metrics"
+    try:
+        return not file.exists() or math.isfinite(_score(json.loads(file.read_bytes())))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return False
+
+
 @contextlib.contextmanager
 def _storage(workdir: Path) -> Iterator[None]:
     """A disk that is full or gone is one sentence; what was saved before stays."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and not _STORAGE_STATUS.match(str(error)):
+            raise
         detail = " ".join(str(error).split())[:200]
-        raise UserError(f"A checkpoint in {workdir} cannot be saved ({detail}): free some space and run the same command again.") from error
+        raise UserError(
+            f"A checkpoint in {workdir} cannot be saved ({detail}): free some space there and run the same command again."
+        ) from error
+
+
+@functools.cache
+@functools.cache
+def _hush() -> None:
+    """What Orbax and TensorStore tell on standard error, from their threads, they also raise, and there it becomes one sentence."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        # Once the first of several arrays has failed, nobody waits for the others.
+        if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading array")):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _manager(workdir: Path, read_only: bool) -> ocp.CheckpointManager:
+    _hush()
     best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         best_fn=_score,
         preservation_policy=AnyPreservationPolicy([LatestN(_LATEST), best]),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
+        lightweight_initialize=read_only,  # a reader needs no scores, which may be damaged
     )
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
@@ -140,11 +193,20 @@ def _state(snapshot: Snapshot) -> dict[str, Any]:
 
 def _save_args(state: dict[str, Any], progress: dict) -> ocp.args.Composite:
     items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
-    return ocp.args.Composite(**items, progress=ocp.args.JsonSave(progress), sha256=ocp.args.JsonSave(digest(state)))
+    progress = json.loads(json.dumps(progress))  # as it is now, whatever the loop does to it while it is being saved
+    sums = digest(state) | {_PROGRESS: _text_digest(progress)}
+    return ocp.args.Composite(**items, progress=ocp.args.JsonSave(progress), sha256=ocp.args.JsonSave(sums))
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+def _text_digest(progress: dict) -> str:
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any], named: bool = True) -> tuple[dict[str, Any], dict]:
     """Arrays (all, or those in `like`) and progress of a checkpoint.
+
+    Args:
+      named: `like` has the containers that were saved, so that the arrays' paths can be compared too; otherwise it holds all items.
 
     Raises:
       Exception: the checkpoint is damaged; Orbax, TensorStore and JSON each have their own errors.
@@ -155,7 +217,10 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any]) ->
     restored = manager.restore(step, args=args)
     state = {name: restored[name] for name in like}
     sums = digest(state)
-    if any(restored.sha256.get(path) != sum_ for path, sum_ in sums.items()):
+    if _PROGRESS in restored.sha256:  # checkpoints of earlier versions have none
+        sums[_PROGRESS] = _text_digest(restored.progress)
+    whole = sums.items() <= restored.sha256.items() if named else sorted(sums.values()) == sorted(restored.sha256.values())
+    if not whole or not isinstance(restored.progress, dict):
         raise ValueError("SHA-256 sums differ")
     return state, restored.progress
 
@@ -169,6 +234,15 @@ def _restore_intact(manager: ocp.CheckpointManager, step: int, like: dict[str, A
     return Snapshot(step, **state, progress=progress)
 
 
+def _is_intact(manager: ocp.CheckpointManager, step: int, saved: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds what was saved, whatever its shapes; the containers of its trees have other names by now."""
+    try:
+        _restore(manager, step, saved, named=False)
+    except Exception:  # as above
+        return False
+    return True
+
+
 def load_best_params(workdir: Path) -> tuple[int, dict]:
     """Step and parameters (NumPy) of the best step of the run in `workdir`, from its newest intact checkpoint.
 
@@ -180,22 +254,33 @@ def load_best_params(workdir: Path) -> tuple[int, dict]:
     manager = _manager(workdir, read_only=True)
     try:
         for step in sorted(manager.all_steps(), reverse=True):
-            snapshot = _restore_intact(manager, step, {"best": _on_one_device(workdir / FOLDER / str(step) / "best")})
-            if snapshot and snapshot.progress["best_step"] is not None:
-                return snapshot.progress["best_step"], jax.tree.map(np.asarray, snapshot.best)
+            saved = _saved_shapes(workdir, step, ("best",))
+            snapshot = _restore_intact(manager, step, saved or {"best": None})
+            best_step = snapshot and snapshot.progress.get("best_step")
+            if best_step is not None:
+                if not (workdir / RESULTS_FILE).exists():
+                    notice(f"{workdir} is not finished (it has no {RESULTS_FILE}): its best step so far, {best_step}, is used.")
+                return best_step, jax.tree.map(np.asarray, snapshot.best)
     finally:
         manager.close()
     raise UserError(f"{workdir} holds no complete checkpoint: run its training first.")
 
 
-def _on_one_device(item: Path) -> Any:
-    """The shapes of a saved item, placed on one device here, whatever devices it came from; None if unreadable."""
+def _saved_shapes(workdir: Path, step: int, items: Iterable[str]) -> dict[str, Any] | None:
+    """The saved shapes of a checkpoint's trees, placed on one device here, whatever devices they came from; None if unreadable."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    folder = (workdir / FOLDER / str(step)).absolute()
     try:
-        saved = ocp.StandardCheckpointer().metadata(item.absolute()).item_metadata.tree
+        saved = {name: ocp.StandardCheckpointer().metadata(folder / name).item_metadata.tree for name in items}
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), saved)
     except Exception:  # as in `_restore_intact`, which then tells of the damage
         return None
+
+
+def _shapes(tree: Any) -> dict[str, tuple]:
+    """Shape and type of every array, under a path that is the same for a named tuple and the dict it was saved as."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(a.shape), jnp.dtype(a.dtype)) for path, a in flat}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +312,7 @@ class EncoderCard:
             "recordings": list(self.recordings),
             "classes": list(self.classes),
         }
-        (workdir / ENCODER_FILE).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
+        write_atomically(workdir / ENCODER_FILE, json.dumps(table, indent=1, allow_nan=False))
 
     @classmethod
     def load(cls, workdir: Path) -> EncoderCard:
@@ -237,13 +322,12 @@ class EncoderCard:
             raise UserError(f"init_from is '{workdir}', which holds no checkpoint: give the workdir of a finished pretraining.")
         try:
             table = json.loads(file.read_text(encoding="utf-8"))
-            return cls(
-                dict(table["model"]),
-                Frontend.from_json(table["frontend"]),
-                str(table["corpus"]),
-                tuple(map(str, table["emotions"])),
-                tuple(map(str, table["recordings"])),
-                tuple(map(str, table["classes"])),
-            )
+            names = [table["frontend"]["names"], [table["corpus"]], table["emotions"], table["recordings"], table["classes"]]
+            if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
+                raise ValueError("a list of names is something else")
+            frontend = Frontend.from_json(table["frontend"])
+            if not (frontend.prior >= 0 and 0 < frontend.clip < math.inf and frontend.pool >= 1 and frontend.stack >= 1):
+                raise ValueError("the frontend is out of range")
+            return cls(dict(table["model"]), frontend, table["corpus"], *map(tuple, names[2:]))
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-            raise UserError(f"{file} is damaged ({type(error).__name__}: {' '.join(str(error).split())}): pretrain anew.") from error
+            raise UserError(f"{file} is damaged ({type(error).__name__}): pretrain anew.") from error

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from jax_emossl.errors import UserError
+from jax_emossl.workdir import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -14,22 +23,44 @@ class Scalars:
     """Appends rows {"step": s, name: value, ...}; on resuming, rows after `resume_step` are written anew."""
 
     def __init__(self, workdir: Path, resume_step: int):
-        path = workdir / METRICS_FILE
-        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._path = workdir / METRICS_FILE
+        # A flipped byte may have made a row no text; it is then no row either.
+        rows = self._path.read_text(encoding="utf-8", errors="replace").splitlines() if self._path.exists() else []
         kept = [row for row in rows if _step(row) is not None and _step(row) <= resume_step]
-        path.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
-        self._file = open(path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir), purge_step=resume_step + 1 if rows else None)
+        write_atomically(self._path, "".join(row + "\n" for row in kept))
+        self._file = open(self._path, "a", encoding="utf-8")
+        # Not SummaryWriter: that keeps two minutes of events in memory, and writes from a thread whose errors nobody sees.
+        self._board = EventsWriter(str(workdir / "events"), f".{os.getpid()}")
+        if rows:
+            hidden = SessionLog(status=SessionLog.START)  # tells TensorBoard to forget the steps from here on
+            self._board.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=hidden))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **scalars}, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        row = json.dumps({"step": step, **scalars}, allow_nan=False)
+        with self._disk():
+            self._file.write(row + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                self._board.write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
+            self._board.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with self._disk():
+            self._file.close()
+            self._board.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """A disk that is full is one sentence; rows that were cut off are written anew on resuming."""
+        try:
+            yield
+        except OSError as error:
+            for file in (self._file, self._board):
+                with contextlib.suppress(OSError):
+                    file.close()
+            raise UserError(
+                f"{self._path} cannot be written ({error.strerror}): free some space there and run the same command again."
+            ) from error
 
 
 def _step(row: str) -> int | None:

@@ -24,6 +24,16 @@ def requested() -> bool:
     return _requested
 
 
+def stop_if_requested() -> None:
+    """Ends work that leaves nothing behind before it is done, where a signal has asked for it.
+
+    Raises:
+      Preempted: a signal has.
+    """
+    if requested():
+        raise Preempted
+
+
 def _handle(number: int, _frame) -> None:
     global _requested
     if _requested:

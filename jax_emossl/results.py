@@ -11,8 +11,6 @@ import json
 import os
 import shlex
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,8 +72,10 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise UserError(f"{path} is missing or damaged ({type(error).__name__}): remove results.json and run the experiment anew.") from error
+    except Exception as error:  # NumPy's and zip's readers raise whatever they stumble over
+        raise UserError(
+            f"{path} is missing or damaged ({type(error).__name__}): remove results.json and run the experiment anew."
+        ) from error
 
 
 def read(path: Path) -> dict:
@@ -86,13 +86,37 @@ def read(path: Path) -> dict:
     """
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
-        sound = all(isinstance(r["metrics"], dict) and r["arm"] in ARMS and isinstance(r["fold"], str) for r in table["runs"])
+        sound = isinstance(table["runs"], list) and all(map(_is_row, table["runs"]))
         sound = sound and isinstance(table["config"], dict) and isinstance(table["version"], str)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as results ({type(error).__name__}): run the experiment anew.") from error
     if not sound:
         raise UserError(f"{path} is not of the form that README documents: run the experiment anew.")
     return table
+
+
+def _is_row(row: dict) -> bool:
+    """Raises KeyError, TypeError or AttributeError on what is no row at all."""
+    numbers = [value for name, value in row["metrics"].items() if name not in ("per_emotion", "confusion")]
+    compared = "budget" not in row or (
+        _is_number(row["budget"])
+        and all(isinstance(row[name], str) for name in ("variant", "folds"))
+        and isinstance(row.get("predictions", ""), str)
+        and ("predictions" not in row or all(isinstance(name, str) for name in row["classes"]))
+    )
+    return (
+        compared
+        and all(value is None or _is_number(value) for value in numbers)
+        and row["arm"] in ARMS
+        and all(isinstance(row[name], str) for name in ("corpus", "fold"))
+        and all(_is_number(row[name]) for name in ("num_labels", "seed"))
+        and (row["step"] is None or _is_number(row["step"]))
+        and (row["selection"] is None or isinstance(row["selection"], dict))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def table(rows: Sequence[dict]) -> str:

@@ -121,8 +121,7 @@ def fit_members(
             bar.set_postfix_str(f"evaluation {-(-step // settings.eval_every)}/{evaluations}")
             if checkpoints:
                 checkpoints.save(Snapshot(step, params, opt_state, best, {"members": progress}), None)
-            if preemption.requested():
-                raise preemption.Preempted
+            preemption.stop_if_requested()
     host = jax.device_get(best)
     return [
         None if p["best_step"] is None else Fitted(_member(host, i), p["best_step"], p["best_value"], p["calibration"])

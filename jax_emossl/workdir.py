@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -72,8 +73,13 @@ def _lock(workdir: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     scratch = path.with_name(path.name + ".partial")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as error:  # on a full disk it names no file
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:

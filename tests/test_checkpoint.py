@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -144,3 +145,98 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_is_refused(tiny_conf
     EncoderCard.load(pretraining).save(tmp_path)
     with pytest.raises(UserError, match="holds no complete checkpoint: run its training first"):
         build(tiny_config("finetune", init_from=str(tmp_path)))
+
+
+# Damage
+
+
+def saved(folder, *steps):
+    """Checkpoints of these steps, the first of which is the best."""
+    checkpoints = Checkpoints(folder, "mae")
+    for step in steps:
+        checkpoints.save(snapshot(step, steps[0]), float(step))
+    checkpoints.close()
+
+
+def newest(folder, like=None):
+    checkpoints = Checkpoints(folder, "mae")
+    try:
+        return checkpoints.latest(like or snapshot(0, 0))
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("item", ["metrics/metrics", "progress/metadata", "sha256/metadata", "params/_METADATA", "opt_state/_METADATA"])
+@pytest.mark.parametrize("damage", [lambda text: b"\0" * len(text), lambda text: text[: len(text) // 2], lambda text: b""])
+def test_damaged_metadata_set_a_checkpoint_aside(item, damage, tmp_path, capsys):
+    saved(tmp_path, 1, 2)
+    file = tmp_path / checkpoint.FOLDER / "2" / item
+    file.write_bytes(damage(file.read_bytes()))
+    assert checkpoint.load_best_params(tmp_path)[0] == 1
+    assert newest(tmp_path).step == 1
+    assert [folder.name.split("-")[0] for folder in (tmp_path / checkpoint.DAMAGED_FOLDER).iterdir()] == ["2"]
+    assert f"the checkpoint of step 2 in {tmp_path} is damaged: it is moved to {tmp_path}/damaged and not used." in capsys.readouterr().err
+
+
+def test_a_changed_number_in_the_progress_is_damage(tmp_path):
+    saved(tmp_path, 1, 2)
+    file = tmp_path / checkpoint.FOLDER / "2" / "progress" / "metadata"
+    text = file.read_text()
+    assert '"value": 0.2' in text
+    file.write_text(text.replace('"value": 0.2', '"value": 0.3'))
+    assert newest(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("item", ["metrics/metrics", "progress/metadata"])
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(item, tmp_path):
+    saved(tmp_path, 1, 2)
+    for step in "12":
+        (tmp_path / checkpoint.FOLDER / step / item).write_bytes(b"")
+    with pytest.raises(UserError, match="All checkpoints in .* are damaged: start anew in another --workdir"):
+        newest(tmp_path)
+
+
+def test_an_intact_checkpoint_of_other_shapes_is_refused_and_stays(tmp_path):
+    saved(tmp_path, 1, 2)
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], 7)) if x.ndim else x, snapshot(0, 0).params)
+    for change in ({"params": wider, "best": wider}, {"opt_state": {"nu": wider, "count": jnp.int32(0)}}):
+        like = dataclasses.replace(snapshot(0, 0), **change)
+        with pytest.raises(UserError, match="of step 2 in .* has other shapes than the config: start in another --workdir"):
+            newest(tmp_path, like)
+        assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+def test_a_damaged_checkpoint_does_not_pass_for_one_of_other_shapes(tmp_path):
+    saved(tmp_path, 1, 2)
+    file = tmp_path / checkpoint.FOLDER / "2" / "opt_state" / "_METADATA"
+    file.write_text(file.read_text().replace("kernel", "colonel"))
+    assert newest(tmp_path).step == 1
+
+
+def test_what_the_loop_does_during_a_save_is_not_in_it(tmp_path):
+    checkpoints, now = Checkpoints(tmp_path, "mae"), snapshot(1, 1)
+    checkpoints.save(now, 1.0)
+    now.progress["value"] = "later"
+    checkpoints.close()
+    assert newest(tmp_path).progress == snapshot(1, 1).progress
+
+
+@pytest.mark.parametrize("error", [ValueError("step 1 exists"), RuntimeError("RESOURCE_EXHAUSTED: out of memory")])
+def test_only_errors_of_the_disk_blame_the_disk(error, tmp_path):
+    with pytest.raises(type(error), match=str(error)):
+        with checkpoint._storage(tmp_path):
+            raise error
+    for full in (OSError(28, "No space left on device"), ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")):
+        with pytest.raises(UserError, match="cannot be saved .*No space left on device.*: free some space there and run the same command"):
+            with checkpoint._storage(tmp_path):
+                raise full
+
+
+def test_an_unfinished_run_to_start_from_is_told_of(tmp_path, tiny_config, pretraining, capsys):
+    build(tiny_config("finetune", init_from=str(pretraining)))
+    assert "is not finished" not in capsys.readouterr().err
+    unfinished = shutil.copytree(pretraining, tmp_path / "unfinished")
+    (unfinished / "results.json").unlink()
+    build(tiny_config("finetune", init_from=str(unfinished)))
+    assert f"notice: {unfinished} is not finished (it has no results.json): its best step so far, 6, is used." in capsys.readouterr().err

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from jax_emossl.errors import UserError
 from jax_emossl.logs import Scalars
 
 
@@ -31,3 +32,27 @@ def test_what_is_not_a_number_is_not_logged(tmp_path):
     with pytest.raises(ValueError):
         log.write(1, {"train/loss": float("nan")})
     log.close()
+
+
+def test_every_row_is_on_disk_at_once(tmp_path):
+    log = Scalars(tmp_path, 0)
+    log.write(1, {"train/loss": 0.1})
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 0.1}\n'
+    assert b"train/loss" in events.read_bytes()
+    log.close()
+
+
+def test_a_row_that_is_no_text_is_written_anew(tmp_path):
+    write(tmp_path, 0, 1, 2)
+    (tmp_path / "metrics.jsonl").write_bytes((tmp_path / "metrics.jsonl").read_bytes().replace(b"2", b"\xff"))
+    write(tmp_path, 1, 2)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    log = Scalars(tmp_path, 0)
+    log._file.close()
+    log._file = open("/dev/full", "w")
+    with pytest.raises(UserError, match="metrics.jsonl cannot be written .No space left on device.: free some space there"):
+        log.write(1, {"train/loss": 0.1})

@@ -1,5 +1,6 @@
 import fcntl
 import re
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,15 @@ def test_a_folder_in_use_is_refused(tmp_path, tiny_config):
 
 def test_the_default_folder_is_named_after_config_and_time():
     assert re.fullmatch(r"runs/finetune-\d{8}-\d{6}", str(workdir.default("configs/finetune.py:nemo")))
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    def full(self, *_, **__):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    workdir.write_atomically(tmp_path / "results.json", "whole")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device: .*results.json"):
+        workdir.write_atomically(tmp_path / "results.json", "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("results.json", "whole")]

@@ -79,7 +79,7 @@ def read_folds(folds: str | Path) -> dict[str, list[str]]:
             raise UserError(f"{folds}, fold '{fold}', must be a list of recording ids (text).")
         for recording in table[fold]:
             if owner.setdefault(recording, fold) != fold:
-                raise UserError(f"{folds} has recording '{recording}' in two folds, {owner[recording]} and {fold}: keep it in one.")
+                raise UserError(f"{folds} has recording {recording!r} in two folds, {owner[recording]} and {fold}: keep it in one.")
     return {fold: sorted(set(table[fold])) for fold in prepared.FOLDS}
 
 
@@ -369,7 +369,7 @@ class _Builder:
 
 
 def _is_names(names: object, width: int) -> bool:
-    return isinstance(names, list) and len(names) == width and all(isinstance(n, str) for n in names)
+    return isinstance(names, list) and len(names) == width and all(isinstance(n, str) and n.isprintable() for n in names)
 
 
 def _chunks(intervals: Float[np.ndarray, "n 2"], free: np.ndarray) -> Iterator[np.ndarray]:

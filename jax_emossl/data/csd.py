@@ -25,6 +25,8 @@ from jaxtyping import Float
 
 from jax_emossl.errors import UserError
 
+_MOST_PACKED = 1100  # times that gzip makes a chunk smaller, at most
+_UNWRITTEN = 2**26  # bytes of chunks that were never written
 # Whatever HDF5 or NumPy raises on a damaged file; h5py maps library errors to all of these.
 _READ_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 
@@ -77,6 +79,9 @@ class Sequence:
         self._data = self._group(root, "data")
         self.ids: list[str] = sorted(self._data)
         self._known = frozenset(self.ids)
+        odd = [entry for entry in self.ids if not entry.isprintable()]
+        if odd:
+            raise UserError(f"{self.path} has an entry named {odd[0]!r}: the file is damaged, fetch or write it anew.")
         self.metadata = self._read_metadata(self._group(root, "metadata")) if "metadata" in root else {}
 
     def _read_metadata(self, group: h5py.Group) -> dict:
@@ -94,7 +99,7 @@ class Sequence:
         # Soft and external links could point into other files, so only plain groups are followed.
         if not isinstance(parent.get(name, getlink=True), h5py.HardLink) or not isinstance(parent[name], h5py.Group):
             path = f"{parent.name}/{name}".lstrip("/")
-            raise UserError(f"{self.path} has no group '{path}': it is not a computational sequence.")
+            raise UserError(f"{self.path} has no group {path!r}: it is not a computational sequence.")
         return parent[name]
 
     def __contains__(self, entry: str) -> bool:
@@ -110,10 +115,14 @@ class Sequence:
 
     def _numeric(self, entry: str, name: str) -> h5py.Dataset:
         data = self._dataset(entry, name)
-        if data.dtype.kind not in "iuf":
-            raise UserError(f"{self.path}, entry '{entry}', has {name} of type {data.dtype} where numbers are needed.")
-        if data.external or data.is_virtual:
-            raise UserError(f"{self.path}, entry '{entry}', keeps its {name} in another file: store them in the .csd file itself.")
+        where = f"{self.path}, entry '{entry}',"
+        with _blame(where):
+            if data.dtype.kind not in "iuf":
+                raise UserError(f"{where} has {name} of type {data.dtype} where numbers are needed.")
+            if data.external or data.is_virtual:
+                raise UserError(f"{where} keeps its {name} in another file: store them in the .csd file itself.")
+            if data.nbytes > _MOST_PACKED * data.id.get_storage_size() + _UNWRITTEN:  # a damaged shape would fill the memory
+                raise UserError(f"{where} has {name} of shape {data.shape}, which it does not hold: fetch or write the file anew.")
         return data
 
     def _interval_data(self, entry: str) -> h5py.Dataset:

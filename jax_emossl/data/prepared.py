@@ -83,30 +83,39 @@ def load(path: str | Path) -> Corpus:
     try:
         table = json.loads(where.read_text(encoding="utf-8"))
         if table["format"] != FORMAT:
-            raise UserError(f"{where} has format {table['format']!r} where {FORMAT} is read: prepare the corpus anew.")
+            raise UserError(f"{where} has format {str(table['format'])[:20]!r} where {FORMAT} is read: prepare the corpus anew.")
         corpus = Corpus(
             path=path,
-            name=str(table["name"]),
-            synthetic=bool(table["synthetic"]),
-            features=tuple(map(str, table["features"])),
-            emotions=tuple(map(str, table["emotions"])),
+            name=_names([table["name"]])[0],
+            synthetic=table["synthetic"] is True,
+            features=_names(table["features"]),
+            emotions=_names(table["emotions"]),
             hop=None if table["hop"] is None else float(table["hop"]),
             train_statistics=Statistics.from_json(table["statistics"]["train"]),
             statistics={str(k): Statistics.from_json(v) for k, v in table["statistics"]["recordings"].items()},
-            train_recordings=tuple(map(str, table["train_recordings"])),
+            train_recordings=_names(table["train_recordings"]),
             folds={},
             summary=dict(table["summary"]),
         )
-        names = list(table["summary"]["folds"])
+        names = _names(list(table["summary"]["folds"]))
+        if corpus.hop is not None and not 0 < corpus.hop < np.inf:
+            raise ValueError(f"a hop of {corpus.hop} s")
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        raise UserError(f"{where} is damaged ({type(error).__name__}: {' '.join(str(error).split())}): prepare the corpus anew.") from error
+        raise UserError(f"{where} is damaged ({type(error).__name__}): prepare the corpus anew.") from error
     if not set(FOLDS) <= set(names) <= {*FOLDS, UNLABELLED}:
-        raise UserError(f"{where} names the folds {', '.join(map(str, names))}: prepare the corpus anew.")
+        raise UserError(f"{where} names the folds {', '.join(map(repr, names))}: prepare the corpus anew.")
     if any(len(s.mean) != len(corpus.features) for s in (corpus.train_statistics, *corpus.statistics.values())):
         raise UserError(f"{where} has statistics of another dimension than its {len(corpus.features)} features: prepare the corpus anew.")
     emotions = {name: 0 if name == UNLABELLED else len(corpus.emotions) for name in names}
     folds = {name: _load_fold(path / name, corpus, emotions[name]) for name in names}
     return dataclasses.replace(corpus, folds=folds)
+
+
+def _names(names: list) -> tuple[str, ...]:
+    """Raises ValueError on anything but a list of different texts."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
+        raise ValueError("a list of different names is something else")
+    return tuple(names)
 
 
 def _load_fold(folder: Path, corpus: Corpus, emotions: int) -> Fold:
@@ -115,8 +124,10 @@ def _load_fold(folder: Path, corpus: Corpus, emotions: int) -> Fold:
         file = folder / f"{name}.npy"
         try:
             arrays[name] = np.load(file, mmap_mode=mode, allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
-            raise UserError(f"{file} is missing or damaged ({' '.join(str(error).split())}): prepare the corpus anew.") from error
+            if not isinstance(arrays[name], np.ndarray):
+                raise ValueError("it holds several arrays")
+        except Exception as error:  # NumPy reads a header as Python, which may fail in any way
+            raise UserError(f"{file} is missing or damaged ({type(error).__name__}): prepare the corpus anew.") from error
     file = folder / "segments.csv"
     try:
         with open(file, newline="", encoding="utf-8") as stream:
@@ -124,11 +135,11 @@ def _load_fold(folder: Path, corpus: Corpus, emotions: int) -> Fold:
         indices = np.array([r[1] for r in rows], np.int64)
         intervals = np.array([r[2:] for r in rows], np.float64).reshape(len(rows), 2)
     except (OSError, KeyError, TypeError, ValueError, csv.Error, OverflowError) as error:
-        raise UserError(f"{file} is missing or damaged ({' '.join(str(error).split())}): prepare the corpus anew.") from error
+        raise UserError(f"{file} is missing or damaged ({type(error).__name__}): prepare the corpus anew.") from error
     frames, offsets, labels = arrays["frames"], arrays["offsets"], arrays["labels"]
     unknown = {r[0] for r in rows} - set(corpus.statistics)
     if unknown:
-        raise UserError(f"{file} names recording '{min(unknown)}', of which corpus.json has no statistics: prepare the corpus anew.")
+        raise UserError(f"{file} names recording {min(unknown)!r}, of which corpus.json has no statistics: prepare the corpus anew.")
     sound = (
         (frames.dtype, offsets.dtype, labels.dtype) == (np.float32, np.int64, np.float32)
         and frames.ndim == 2
@@ -139,6 +150,7 @@ def _load_fold(folder: Path, corpus: Corpus, emotions: int) -> Fold:
         and offsets[-1] == len(frames)
         and np.all(np.diff(offsets) > 0)
         and bool(np.all((labels >= 0) & (labels <= 3)))
+        and bool(np.all(np.isfinite(intervals)) and np.all(intervals[:, 0] <= intervals[:, 1]) and np.all(indices >= 0))
     )
     if not sound:
         raise UserError(f"{folder} holds arrays that contradict one another: prepare the corpus anew.")

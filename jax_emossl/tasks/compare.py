@@ -116,14 +116,14 @@ class _Study:
             yield 1, [self._constant(cell)]
         for cell in (c for c in cells if c.arm in _LINEAR):
             yield 1, [self._linear(cell)]
-            _stop_if_asked()
+            preemption.stop_if_requested()
         tuned = [c for c in cells if c.arm in _TUNED]
         if tuned:
             grid = self._members(tuned[0])
             size = max(1, sweep.members_at_once(self._first.objective, grid[0]) // len(grid)) if grid else len(tuned)
             for i in range(0, len(tuned), size):
                 yield len(tuned[i : i + size]), self._tuned(tuned[i : i + size])
-                _stop_if_asked()
+                preemption.stop_if_requested()
 
     @functools.cached_property
     def _unpretrained(self) -> Experiment:
@@ -231,7 +231,9 @@ class _Study:
 
     def _tuned(self, cells: Sequence[_Cell]) -> list[dict]:
         """Validation chooses the best of each cell's grid, which alone sees the reported fold."""
-        folder = self.out / _IN_PROGRESS / hashlib.sha256(repr((self.variant, self.rotation, cells)).encode()).hexdigest()[:16]
+        grid = self.config.compare.strategies, self.config.compare.learning_rates
+        key = repr((self.variant, self.rotation, cells, grid, jax.device_count()))  # what fixes the members' number and order
+        folder = self.out / _IN_PROGRESS / hashlib.sha256(key.encode()).hexdigest()[:16]
         best = self._fit(cells, folder)
         reported = self._segments[self.config.compare.fold]
         params = [fitted.params for _, fitted in filter(None, best)]
@@ -344,8 +346,3 @@ def _part(config: ml_collections.ConfigDict, part: str, **fields) -> ml_collecti
 
 def _key(row: dict) -> tuple:
     return row["variant"], row["folds"], row["arm"], row["budget"], row["seed"]
-
-
-def _stop_if_asked() -> None:
-    if preemption.requested():
-        raise preemption.Preempted

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from jax_emossl import checkpoint, mesh, results, workdir
+from jax_emossl import checkpoint, mesh, preemption, results, workdir
 from jax_emossl.data.prepared import FOLDS
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build, check_held_out
@@ -43,14 +43,17 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     check_held_out(card, experiment.corpus, source)
     step, params = checkpoint.load_best_params(source)
     params = mesh.replicate(params)
+    preemption.stop_if_requested()
     experiment = dataclasses.replace(experiment, encoder=params["encoder"] if pretrained else None)  # names the arm
     valid = experiment.segments("valid")
     objective = experiment.objective
     outputs = predict(objective, params, valid, trained.train.batch_size, trained.data.bucket_growth)
+    preemption.stop_if_requested()
     calibration = objective.calibrate(outputs, valid.labels)
     report, _ = objective.metrics(outputs, valid.labels, calibration)
     fitted = Fitted(params, step, report[objective.selection], calibration)
     rows = train.evaluate(experiment, fitted, config.fold, trained.num_labels or len(experiment.corpus.fold("train")))
+    preemption.stop_if_requested()
     results.write(out / results.RESULTS_FILE, rows, config)
     print(train.summary(experiment, rows, valid))
     return rows

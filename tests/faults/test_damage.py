@@ -1,0 +1,47 @@
+"""Damage to the newest checkpoint, wherever it is, costs the steps since the one before it and nothing else."""
+
+import pytest
+
+from faults.processes import QUICK
+from jax_emossl import checkpoint
+
+STEPS = (4, 6)  # that the quick run keeps
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file, share=0.5):
+    text = bytearray(file.read_bytes())
+    text[int(share * (len(text) - 1))] ^= 0x10
+    file.write_bytes(text)
+
+
+DAMAGE = {
+    "parameters cut off": lambda folder: truncate(largest(folder / "params")),
+    "optimiser state missing": lambda folder: largest(folder / "opt_state").unlink(),
+    "a byte of the parameters": lambda folder: flip(largest(folder / "params"), 0.3),
+    "a byte of the optimiser state": lambda folder: flip(largest(folder / "opt_state"), 0.7),
+    "a byte of the best parameters": lambda folder: flip(largest(folder / "best")),
+    "a byte of the progress": lambda folder: flip(folder / "progress" / "metadata"),
+    "a byte of the score": lambda folder: flip(folder / "metrics" / "metrics", 0.2),
+    "a byte of the sums": lambda folder: flip(folder / "sha256" / "metadata"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_run_goes_on_from_the_checkpoint_before(damage, unfinished, identical, tally):
+    assert unfinished.steps() == set(STEPS)
+    DAMAGE[damage](unfinished.workdir / checkpoint.FOLDER / "6")
+    done = unfinished.finish()
+    assert done.returncode == 0, done.stderr
+    assert "the checkpoint of step 6 in run is damaged: it is moved to run/damaged and not used." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name.split("-")[0] for path in (unfinished.workdir / checkpoint.DAMAGED_FOLDER).iterdir()] == ["6"]
+    tally["damaged checkpoints recovered from"] += 1
+    identical(unfinished, QUICK)
