@@ -104,10 +104,13 @@ def main() -> None:
         f"{arguments.members} members of {arguments.steps} steps on {arguments.corpus}; seconds, medians over {arguments.rounds} alternated rounds"
     )
     first = {side: statistics.median(own[0] for own in times[side]) for side in SIDES}
-    later = {side: statistics.median(seconds for own in times[side] for seconds in own[1:]) for side in SIDES}
     for side in SIDES:
-        ratios = f"{first[side] / first['sweep']:.2f} and {later[side] / later['sweep']:.2f} times the sweep"
-        print(f"  {side}: {first[side]:.1f} with compilation, {later[side]:.1f} without ({ratios})")
+        print(f"  {side}: {first[side]:.1f} with compilation ({first[side] / first['sweep']:.2f} times the sweep)", end="")
+        later = {name: [seconds for own in times[name] for seconds in own[1:]] for name in ("sweep", side)}
+        if arguments.repeats > 1:
+            ours, own = (statistics.median(later[name]) for name in ("sweep", side))
+            print(f", {own:.1f} without ({own / ours:.2f} times)", end="")
+        print()
     total = arguments.members * statistics.median(alone)
     print(f"  separate processes, one after the other: {total:.1f} ({total / first['sweep']:.2f} times the sweep with its compilation)")
 

@@ -80,7 +80,8 @@ def test_predictions_of_members_are_those_made_alone(members, fitted):
 
 
 def test_pretrainings_on_different_folds_are_members_too(tiny_config, demo_corpus):
-    fields = {"train.steps": 20, "train.eval_every": 10}
+    # Not L1, whose gradient jumps: on several devices the run alone sums in another order.
+    fields = {"train.steps": 20, "train.eval_every": 10, "objective.loss": "l2"}
     config = tiny_config("pretrain", fields)
     experiment = build(config)
     train, valid = experiment.training_segments(), experiment.segments("valid")
