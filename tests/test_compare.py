@@ -135,6 +135,7 @@ def test_label_counts_beyond_the_fold_are_left_out_with_a_notice(comparison_conf
     config.compare.label_counts = (12, 0.5, 36, 37, 0)
     study = compare._Study(config, folder, "", "", False)
     assert {cell.budget for cell in study.cells()} == {12, 0.5, 0} and study._num_labels(0.5) == 18
+    assert study._num_labels(0.001) == 1  # a share of all, never all
     assert "has 36 labelled segments: the label count 37 is left out" in capsys.readouterr().err
     config.compare.label_counts = (37,)
     with pytest.raises(UserError, match="Every one of compare.label_counts is beyond the 36 labelled segments"):

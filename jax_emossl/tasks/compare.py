@@ -196,7 +196,7 @@ class _Study:
 
     def _num_labels(self, budget: float) -> int:
         available = len(self._unpretrained.corpus.fold("train"))
-        return round(budget * available) if 0 < budget < 1 else int(budget) or available
+        return max(1, round(budget * available)) if 0 < budget < 1 else int(budget) or available
 
     def _positions(self, cell: _Cell) -> np.ndarray:
         return label_budget.choose(self._first.corpus.fold("train").labels, self._num_labels(cell.budget), cell.seed)
