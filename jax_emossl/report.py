@@ -338,7 +338,13 @@ def _with_p(estimate: Estimate | None) -> str:
     if estimate is None or not math.isfinite(estimate.value):
         return "-"
     inner = f" [{estimate.low:+.3f}, {estimate.high:+.3f}]" if math.isfinite(estimate.low) else ""
-    return f"{estimate.value:+.3f}{inner}" + ("" if estimate.p is None else f", p = {estimate.p:.3f}")
+    return f"{estimate.value:+.3f}{inner}" + _p(estimate.p)
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return ""
+    return ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
 
 
 def _slug(words: str) -> str:
