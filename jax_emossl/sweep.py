@@ -76,7 +76,7 @@ def fit_members(
     growth, evaluations = members[0].config.data.bucket_growth, -(-settings.steps // settings.eval_every)
     optimizer, sharding = Optimizer.make(settings), NamedSharding(_mesh(), _MEMBERS)
     starts = starts or Starts(objective)
-    begun = [starts.of(member) for member in members]
+    begun = starts.of(members)
     trains, valids = [train for _, _, train in begun], [member.valid for member in members]
     corpus = Resident([*trains, *valids])
     length = settings.crop or padded_length(max(int(train.whole.lengths.max()) for train in trains), growth)
@@ -222,25 +222,35 @@ class Starts:
         self._params: dict[tuple, Params] = {}
         self._outputs: dict[tuple, Outputs] = {}
 
-    def of(self, member: Member) -> tuple[Params, Array, Segments]:
-        """Initial parameters, the key of the steps, and the training segments with the objective's extra."""
+    def of(self, members: Sequence[Member]) -> list[tuple[Params, Array, Segments]]:
+        """Per member the initial parameters, the key of the steps, and the training segments with the objective's extra."""
+        views = [(self.params(member), member.background or member.train) for member in members]
+        outputs = functools.cache(lambda: self.outputs(views, members[0].config))  # where one member asks, all will
+        begun = []
+        for i, (member, (params, background)) in enumerate(zip(members, views, strict=True)):
+            extra = self._objective.extra(params, member.train, background, lambda i=i: outputs()[i])
+            begun.append((params, _keys(member)[1], member.train.with_extra(extra)))
+        return begun
+
+    def params(self, member: Member) -> Params:
+        """A member's initial parameters, on the host."""
         background = member.background or member.train
-        init_key, step_key = jax.random.split(jax.random.key(member.config.seed))
         same = (member.config.seed, id(member.encoder), id(background))
         if same not in self._params:
             growth = member.config.data.bucket_growth
-            self._params[same] = jax.device_get(initial_params(self._objective, init_key, background, growth, member.encoder))
-        params = self._params[same]
-        extra = self._objective.extra(params, member.train, background, lambda segments: self.outputs(params, segments, member.config))
-        return params, step_key, member.train.with_extra(extra)
+            params = initial_params(self._objective, _keys(member)[0], background, growth, member.encoder)
+            self._params[same] = jax.device_get(params)
+        return self._params[same]
 
-    def outputs(self, params: Params, segments: Segments, config: ml_collections.ConfigDict) -> Outputs:
-        """`predict`'s outputs under initial parameters."""
-        key = (id(segments), tuple(digest(params).values()))
-        if key not in self._outputs:
+    def outputs(self, views: Sequence[tuple[Params, Segments]], config: ml_collections.ConfigDict) -> list[Outputs]:
+        """`predict`'s outputs for each pair of initial parameters and segments; those not known yet are made together."""
+        keys = [(id(segments), *digest(params).values()) for params, segments in views]
+        missing = {key: view for key, view in zip(keys, views, strict=True) if key not in self._outputs}
+        if missing:
             settings = config.train.batch_size, config.data.bucket_growth
-            self._outputs[key] = alone.predict(self._objective, mesh.replicate(params), segments, *settings)
-        return self._outputs[key]
+            made = predict_members(self._objective, *zip(*missing.values(), strict=True), *settings)
+            self._outputs.update(zip(missing, made, strict=True))
+        return [self._outputs[key] for key in keys]
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "optimizer", "length"), donate_argnames=("params", "opt_state"))
@@ -303,6 +313,11 @@ def _batch(corpus: Float[Array, "n d"], rows: Batch, length: int) -> Batch:
 @functools.cache
 def _mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), ("members",))
+
+
+def _keys(member: Member) -> Array:
+    """The keys of a member's initial parameters and of its steps, as in `train.fit`."""
+    return jax.random.split(jax.random.key(member.config.seed))
 
 
 def _stack(trees: Sequence[Any]) -> Any:

@@ -91,9 +91,8 @@ def fit(
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     background = background or train
     params = initial_params(objective, init_key, background, growth, encoder)
-    train = train.with_extra(
-        objective.extra(params, train, background, lambda segments: predict(objective, params, segments, settings.batch_size, growth))
-    )
+    predict_background = functools.partial(predict, objective, params, background, settings.batch_size, growth)
+    train = train.with_extra(objective.extra(params, train, background, predict_background))
     opt_state = mesh.replicate(jax.jit(optimizer.transformation().init)(params))
     now = Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), NO_PROGRESS)
     if checkpoints:

@@ -135,7 +135,7 @@ def test_training_standardises_a_segment_as_prediction_does():
     params = learned(objective)
     pooled = np.asarray(pool(objective, params, batch()))
     chosen = np.array([4, 1, 2])
-    extra = objective.extra(params, segments(*FOLD.recordings[chosen]), FOLD, lambda _: {"pooled": pooled})
+    extra = objective.extra(params, segments(*FOLD.recordings[chosen]), FOLD, lambda: {"pooled": pooled})
     rows = {name: array[chosen] for name, array in batch().items() if array.ndim} | extra
     predicted = objective.finish(params, {"pooled": pooled}, FOLD)["scores"][chosen]
     np.testing.assert_allclose(plain_scores(objective, params, rows), predicted, rtol=1e-4, atol=1e-4)

@@ -52,10 +52,10 @@ class Objective(Protocol):
     def finish(self, params: Params, outputs: Outputs, segments: Segments) -> Outputs:
         """Final outputs of a whole fold from `predict`'s, with what its recordings have in common."""
 
-    def extra(self, params: Params, train: Segments, background: Segments, predict: Callable[[Segments], Outputs]) -> dict[str, np.ndarray]:
+    def extra(self, params: Params, train: Segments, background: Segments, predict: Callable[[], Outputs]) -> dict[str, np.ndarray]:
         """Arrays (S, ...) per segment of `train` that `loss` reads from its batches besides the features.
 
-        `background` are all segments of the training fold, and `predict` their outputs under the initial `params`.
+        `background` are all segments of the training fold; `predict` makes their outputs under the initial `params`.
         """
 
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> Any:

@@ -118,9 +118,9 @@ class _Emotion:
         return {"scores": inputs @ readout["kernel"] + readout["bias"], "standardised": inputs, **outputs}
 
     def extra(
-        self, params: Params, train: Segments, background: Segments, predict: Callable[[Segments], Outputs]
+        self, params: Params, train: Segments, background: Segments, predict: Callable[[], Outputs]
     ) -> dict[str, Float[np.ndarray, "s p"]]:
-        location, scale = standards(predict(background)["pooled"], background, params["standard"])
+        location, scale = standards(predict()["pooled"], background, params["standard"])
         first = {recording: i for i, recording in reversed(list(enumerate(background.recordings)))}
         rows = [first[recording] for recording in train.recordings]
         return {"location": location[rows], "scale": scale[rows]}

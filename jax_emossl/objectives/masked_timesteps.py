@@ -108,7 +108,7 @@ class MaskedTimesteps:
     def finish(self, params: Params, outputs: Outputs, segments: Segments) -> Outputs:
         return outputs
 
-    def extra(self, params: Params, train: Segments, background: Segments, predict: Callable[[Segments], Outputs]) -> dict:
+    def extra(self, params: Params, train: Segments, background: Segments, predict: Callable[[], Outputs]) -> dict:
         return {}
 
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> None:

@@ -172,8 +172,8 @@ class _Study:
             return self._functionals
         encoder = self._first.encoder if source == "encoder" else None
         config = _part(self.config, "finetune", seed=seed)
-        params, _, _ = self._starts.of(Member(config, self._segments["train"], self._segments["valid"], encoder))
-        return {fold: self._starts.outputs(params, own, config)["standardised"] for fold, own in self._segments.items()}
+        params = self._starts.params(Member(config, self._segments["train"], self._segments["valid"], encoder))
+        return {fold: self._starts.outputs([(params, own)], config)[0]["standardised"] for fold, own in self._segments.items()}
 
     def _illustrate(self) -> None:
         """Keeps what the report's pictures need: some reconstructions, and the test segments before and after pretraining."""
