@@ -13,6 +13,7 @@ from configs import quickstart
 
 def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
     config = quickstart.get_config(corpus)
+    config.pretrain.objective.statistics = 0.0
     config.pretrain.objective.span = 1
     config.pretrain.objective.ratio = 0.15  # own choice
     config.finetune.objective.head = "intensity"

@@ -9,8 +9,8 @@ def get_config(corpus: str = "demo"):
     config.objective.ratio = 0.85  # share of steps masked; one span stays visible, so .76 in crops of 64
     config.objective.span = 20  # model steps masked in one piece
     config.objective.loss = "l1"  # l1 | l2 | huber
+    config.objective.statistics = 3.0  # weight of telling the crop's mean, deviation, changes and quantiles; 0 = reconstruct only
     config.train.unlabelled = True
-    config.train.dropout = 0.0
     config.train.steps = 2000
     config.train.batch_size = 64
     config.train.crop = 64

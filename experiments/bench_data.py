@@ -107,18 +107,14 @@ def training(config_name: str, folder: str) -> dict:
     from jax_emossl import mesh
     from jax_emossl.data.batches import in_memory
     from jax_emossl.optimizer import Optimizer, Rates
-    from jax_emossl.train import init_params, train_step
+    from jax_emossl.train import begin, train_step
 
     config, segments, sampler, experiment = _experiment(config_name, folder)
-    settings = config.train
+    optimizer, rates = Optimizer.make(config.train), mesh.replicate(Rates.make(config.train))
+    params, key, segments = begin(experiment.objective, config, segments, experiment.segments("train"), experiment.encoder)
+    opt_state = mesh.replicate(jax.jit(optimizer.transformation().init)(params))
     host = list(in_memory(segments, sampler, 0, 0, _TRAIN_STEPS))
     batches = [mesh.shard(batch) for batch in host]
-    optimizer = Optimizer(settings.b2, settings.weight_decay, settings.clip_norm, settings.warmup_steps, settings.steps)
-    rates = mesh.replicate(Rates.make(settings))
-    key = jax.random.key(0)
-    shown = {name: array for name, array in batches[0].items() if name != "labels"}
-    params = mesh.replicate(init_params(experiment.objective, key, shown, None))
-    opt_state = jax.jit(optimizer.transformation().init)(params)
     seconds = 0.0
     for _ in range(2):  # the first round compiles every length
         start = time.perf_counter()

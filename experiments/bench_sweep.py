@@ -3,15 +3,16 @@
 python -m experiments.bench_sweep [--members 16] [--steps 150] [--repeats 2] [--rounds 2] [--corpus nemo]
 
 Members train from scratch on 60 labels at width 64, 3 layers, batches of 32 x 64 steps, and are evaluated once on the
-validation fold. Sides alternate and medians are compared. Times in one process are given with and without the compilation
-of their first run; separate processes start, compile and train, as a shell loop over `main` does. One by one, every
-training has all devices (rows shared) or one device; a quarter of the members is timed there and in separate processes,
-and multiplied, since each takes as long as the other.
+validation fold. Sides alternate and medians are compared. Times in one process are given with the compilation of their
+first run and, of later repeats, without; separate processes start, compile and train, as a shell loop over `main` does. One
+by one, every training has all devices (rows shared) or one device. There and in separate processes a quarter of the members,
+at least two, is timed; each of the others counts as their median, in one process without the first, which alone compiles.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -35,8 +37,8 @@ def config_of(corpus: str, steps: int, seed: int):
     return config
 
 
-def measure(side: str, corpus: str, members: int, steps: int, repeats: int) -> list[float]:
-    """Seconds of each repeat, the first with compilation; runs in a process of its own."""
+def measure(side: str, corpus: str, members: int, steps: int, repeats: int) -> list[list[float]]:
+    """Seconds of each training (of the sweep as one) in each repeat, the first with compilation; runs in a process of its own."""
     from jax_emossl import mesh
 
     if side != "one by one, one device":
@@ -50,17 +52,24 @@ def measure(side: str, corpus: str, members: int, steps: int, repeats: int) -> l
     background, valid = first.segments("train"), first.segments("valid")
     trains = [build(c, first.corpus, first.frontend).training_segments() for c in configs]
     trains = [background.take(train.positions) for train in trains]
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        if side == "sweep":
-            made = [sweep.Member(c, t, valid, None, background) for c, t in zip(configs, trains, strict=True)]
-            sweep.fit_members(first.objective, made)
-        else:
-            for config, train in zip(configs, trains, strict=True):
-                fit(first.objective, train, valid, config, background=background)
-        seconds.append(time.perf_counter() - start)
-    return seconds
+    if side == "sweep":
+        made = [sweep.Member(c, t, valid, None, background) for c, t in zip(configs, trains, strict=True)]
+        runs = [lambda: sweep.fit_members(first.objective, made)]
+    else:
+        runs = [functools.partial(fit, first.objective, t, valid, c, background=background) for c, t in zip(configs, trains, strict=True)]
+    return [[_seconds(run) for run in runs] for _ in range(repeats)]
+
+
+def _seconds(run: Callable) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def whole(own: Sequence[float], number: int) -> float:
+    """Seconds of `number` trainings in one process, of which the first are timed; the very first may have compiled."""
+    rest = number - len(own)
+    return sum(own) + (rest * statistics.median(own[1:]) if rest else 0)
 
 
 def separate(corpus: str, steps: int, seed: int) -> float:
@@ -68,9 +77,8 @@ def separate(corpus: str, steps: int, seed: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         fields = {"seed": seed, "num_labels": 60, "train.steps": steps, "train.eval_every": steps, "train.crop": 64, "train.patience": 0}
         command = [sys.executable, "-m", "jax_emossl.main", f"--config=configs/scratch.py:{corpus}", f"--workdir={folder}/run"]
-        start = time.perf_counter()
-        subprocess.run([*command, *(f"--config.{k}={v}" for k, v in fields.items())], check=True, capture_output=True)
-        return time.perf_counter() - start
+        command += [f"--config.{k}={v}" for k, v in fields.items()]
+        return _seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 
 
 def main() -> None:
@@ -88,17 +96,17 @@ def main() -> None:
         return
     times: dict[str, list[list[float]]] = {side: [] for side in SIDES}
     alone = []
-    quarter = math.ceil(arguments.members / 4)
+    timed = min(arguments.members, max(2, math.ceil(arguments.members / 4)))
     with tqdm(total=arguments.rounds * (len(SIDES) + 1), desc="timing", leave=False, disable=None) as bar:
-        for turn in range(arguments.rounds):
+        for _ in range(arguments.rounds):
             for side in SIDES:
-                members = arguments.members if side == "sweep" else quarter
+                members, number = (arguments.members, 1) if side == "sweep" else (timed, arguments.members)
                 command = [sys.executable, "-m", "experiments.bench_sweep", "--side", side, "--corpus", arguments.corpus]
                 command += ["--members", str(members), "--steps", str(arguments.steps), "--repeats", str(arguments.repeats)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                times[side].append([seconds * arguments.members / members for seconds in json.loads(done.stdout.splitlines()[-1])])
+                times[side].append([whole(own, number) for own in json.loads(done.stdout.splitlines()[-1])])
                 bar.update()
-            alone += [separate(arguments.corpus, arguments.steps, seed) for seed in range(2 * turn, 2 * turn + 2)]
+            alone += [separate(arguments.corpus, arguments.steps, seed) for seed in range(timed)]
             bar.update()
     print(
         f"{arguments.members} members of {arguments.steps} steps on {arguments.corpus}; seconds, medians over {arguments.rounds} alternated rounds"

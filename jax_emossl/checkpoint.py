@@ -154,7 +154,6 @@ def _storage(workdir: Path) -> Iterator[None]:
 
 
 @functools.cache
-@functools.cache
 def _hush() -> None:
     """What Orbax and TensorStore tell on standard error, from their threads, they also raise, and there it becomes one sentence."""
     absl.logging.set_verbosity(absl.logging.FATAL)
@@ -216,9 +215,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any], na
     args = ocp.args.Composite(**items, progress=ocp.args.JsonRestore(), sha256=ocp.args.JsonRestore())
     restored = manager.restore(step, args=args)
     state = {name: restored[name] for name in like}
-    sums = digest(state)
-    if _PROGRESS in restored.sha256:  # checkpoints of earlier versions have none
-        sums[_PROGRESS] = _text_digest(restored.progress)
+    sums = digest(state) | {_PROGRESS: _text_digest(restored.progress)}
     whole = sums.items() <= restored.sha256.items() if named else sorted(sums.values()) == sorted(restored.sha256.values())
     if not whole or not isinstance(restored.progress, dict):
         raise ValueError("SHA-256 sums differ")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from jax_emossl.report import Comparison
 
 _NAMES = {
-    "loss": "reconstruction loss",
     "mae": "mean absolute error",
     "auroc": "AUROC (mean over emotions)",
     "uar": "unweighted average recall",
@@ -78,14 +77,14 @@ def learning_curve(c: Comparison, variant: str, metric: str):
     constant = c.constant(metric)
     if constant is not None:
         axes.axhline(constant, label="constant predictor", color="#555555", linestyle=":")
-    budgets = sorted({b for arm in arms for b in c.budgets(variant, arm)}, key=c.labels)
+    budgets = c.all_budgets(variant)
     axes.set_xscale("log")
     axes.set_xticks([c.labels(b) for b in budgets], [c.budget_name(b) for b in budgets])
     axes.minorticks_off()
     axes.set_xlabel("labelled training segments")
     axes.set_ylabel(name_of(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
     _title(axes, c)
-    axes.legend(framealpha=1, edgecolor="none", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False, fontsize=8)  # below: it hides nothing
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -153,7 +152,7 @@ def reconstructions(illustration: dict[str, np.ndarray]):
 
 
 def embedding_map(illustration: dict[str, np.ndarray]):
-    """The test segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording."""
+    """The reported fold's segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording."""
     figure, panels = plt.subplots(2, 2, figsize=(8.5, 7.5), layout="constrained")
     for column, (name, title) in enumerate((("before", "random encoder"), ("after", "pretrained encoder"))):
         vectors = illustration[name]

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from jax_emossl import metrics
-from jax_emossl.errors import UserError
+from jax_emossl.objectives import assess
 from jax_emossl.objectives.emotion import Category, Intensity
 
 _STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # scikit-learn's C
@@ -42,11 +42,7 @@ def fit(
     best = None
     for strength in _STRENGTHS:
         weights, bias = _linear(objective, *train, strength)
-        outputs = {"scores": valid[0] @ weights + bias}
-        calibration = objective.calibrate(outputs, valid[1])
-        value = objective.metrics(outputs, valid[1], calibration)[0][objective.selection]
-        if value is None:
-            raise UserError(f"The validation fold does not define {objective.selection}: choose another objective.selection.")
+        value, calibration, _ = assess(objective, {"scores": valid[0] @ weights + bias}, valid[1])
         if best is None or metrics.better(objective.selection, value, best.value):
             best = Probe(weights, bias, strength, value, calibration)
     return best

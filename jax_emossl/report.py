@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import html
 import io
+import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ import numpy as np
 
 from jax_emossl import figures, results, significance
 from jax_emossl.errors import UserError
-from jax_emossl.metrics import LOWER_IS_BETTER
-from jax_emossl.significance import Estimate, Runs, Scored
+from jax_emossl.metrics import LOWER_IS_BETTER, UNSEEN
+from jax_emossl.significance import Estimate, Metric, Runs, Scored
 
 _BASELINES = ("scratch", "functionals")  # what pretrained is compared with
 
@@ -51,42 +52,55 @@ class Comparison:
     """A results.json whose rows are those of a comparison, and the estimates that follow from it.
 
     Raises:
-      UserError: the results are those of another task, or predictions are missing or damaged.
+      UserError: the results are those of another task, not comparable or none yet, or predictions are missing or damaged.
     """
 
     def __init__(self, out: Path):
-        table = results.read(out / results.RESULTS_FILE)
-        self.out, self.version, self.command = out, table["version"], table.get("command", "")
-        self.rows = [row for row in table["runs"] if "budget" in row]
-        if not self.rows:
+        file = out / results.RESULTS_FILE
+        table = results.read(file)
+        cells = [row for row in table["runs"] if "budget" in row]
+        if not cells:
             raise UserError(
                 f"{out} holds no comparison: give the workdir of a run of experiments/label_fraction.py or configs/quickstart.py."
             )
+        self.constants = [row for row in cells if row["arm"] == "constant"]
+        self.rows = [row for row in cells if row["arm"] != "constant"]
+        if not self.rows:
+            raise UserError(f"{file} has no finished cell yet: run its command again to go on.")
+        _check_alike(file, self.rows)
         first = self.rows[0]
-        self.corpus, self.synthetic, self.fold = first["corpus"], first["synthetic"], first["fold"]
-        scored = [row for row in self.rows if "predictions" in row]
-        self.category = any("uar" in row["metrics"] for row in self.rows)
-        self.classes = tuple(scored[0]["classes"]) if scored else ()
-        self.metrics = significance.named_metrics(self.category, self.classes)
+        self.out, self.version, self.command = out, table["version"], table.get("command", "")
+        self.corpus, self.synthetic = first["corpus"], first["synthetic"]
+        self.fold = {"valid": "validation"}.get(first["fold"], first["fold"])
+        self.transductive = _prior(file, table["config"]) < math.inf
+        self.category = "uar" in first["metrics"]
+        self.classes = tuple(first["classes"])
         self.headline = ["uar", "f1_macro", "accuracy"] if self.category else ["auroc", "mae", "accuracy4"]
         self.variants = list(dict.fromkeys(row["variant"] for row in self.rows))
         self.rotations = list(dict.fromkeys(row["folds"] for row in self.rows))
-        self.seeds = sorted({row["seed"] for row in scored})
-        self._scored: dict[str, Scored] = {}
-        self._estimates: dict[tuple, object] = {}
+        self.seeds = sorted({row["seed"] for row in self.rows})
+        self._scored = self._load()
+        self.metrics = self._metrics()
+        self._runs: dict[tuple, Runs] = {}
 
     def arms(self, variant: str) -> list[str]:
         present = {row["arm"] for row in self.rows if row["variant"] == variant}
-        return [arm for arm in results.ARMS if arm in present and arm != "constant"]
+        return [arm for arm in results.ARMS if arm in present]
 
     def budgets(self, variant: str, *arms: str) -> list[float]:
-        """Label counts, ascending, all labels last, that all these arms have."""
-        have = [{row["budget"] for row in self.rows if row["variant"] == variant and row["arm"] == arm} for arm in arms]
-        return sorted(set.intersection(*have), key=lambda b: (b == 0, b)) if have else []
+        """Label counts, ascending, that all these arms have."""
+        return sorted(set.intersection(*(self._budgets(variant, arm) for arm in arms)), key=self.labels)
+
+    def all_budgets(self, variant: str) -> list[float]:
+        """Label counts, ascending, that any arm has."""
+        return sorted(set.union(*(self._budgets(variant, arm) for arm in self.arms(variant))), key=self.labels)
+
+    def _budgets(self, variant: str, arm: str) -> set[float]:
+        return {row["budget"] for row in self.rows if (row["variant"], row["arm"]) == (variant, arm)}
 
     def labels(self, budget: float) -> float:
         """Labelled segments behind a budget, mean over rotations."""
-        return float(np.mean([row["num_labels"] for row in self.rows if row["budget"] == budget and row["arm"] != "constant"]))
+        return float(np.mean([row["num_labels"] for row in self.rows if row["budget"] == budget]))
 
     def budget_name(self, budget: float) -> str:
         if budget == 0:
@@ -95,38 +109,31 @@ class Comparison:
 
     def runs(self, variant: str, arm: str, budget: float, metric: str) -> Runs:
         key = (variant, arm, budget, metric)
-        if key not in self._estimates:
+        if key not in self._runs:
             own = [r for r in self.rows if (r["variant"], r["arm"], r["budget"]) == key[:3]]
             seeds = set.intersection(*({r["seed"] for r in own if r["folds"] == rotation} for rotation in {r["folds"] for r in own}))
-            scored = {(r["folds"], r["seed"]): self._load(r["predictions"]) for r in own if r["seed"] in seeds}
-            self._estimates[key] = Runs(scored, self.metrics[metric])
-        return self._estimates[key]
+            scored = {(r["folds"], r["seed"]): self._scored[r["predictions"]] for r in own if r["seed"] in seeds}
+            self._runs[key] = Runs(scored, self.metrics[metric])
+        return self._runs[key]
 
     def estimate(self, variant: str, arm: str, budget: float, metric: str) -> Estimate:
-        key = ("estimate", variant, arm, budget, metric)
-        if key not in self._estimates:
-            self._estimates[key] = self.runs(variant, arm, budget, metric).estimate()
-        return self._estimates[key]
+        return self.runs(variant, arm, budget, metric).estimate()
 
     def difference(self, variant: str, arm: str, other: str, budget: float, metric: str) -> Estimate | None:
-        """None where the arms do not (yet) have the same seeds and recordings."""
-        key = ("difference", variant, arm, other, budget, metric)
-        if key not in self._estimates:
-            one, two = (self.runs(variant, a, budget, metric) for a in (arm, other))
-            alike = (one.rotations, one.seeds) == (two.rotations, two.seeds)
-            self._estimates[key] = one.difference(two) if alike else None
-        return self._estimates[key]
+        """None where the arms do not (yet) have the same rotations and seeds."""
+        one, two = (self.runs(variant, a, budget, metric) for a in (arm, other))
+        return one.difference(two) if (one.rotations, one.seeds) == (two.rotations, two.seeds) else None
 
     def constant(self, metric: str) -> float | None:
-        values = [row["metrics"].get(metric) for row in self.rows if row["arm"] == "constant" and row["variant"] == self.variants[0]]
+        values = [row["metrics"].get(metric) for row in self.constants if row["variant"] == self.variants[0]]
         return float(np.mean(values)) if values and None not in values else None
 
     def confusion(self, arm: str, budget: float) -> np.ndarray:
-        """Sum of the confusion matrices over rotations and seeds, true classes in rows."""
+        """(C, C): sum of the confusion matrices over rotations and seeds, true classes, those that training knows, in rows."""
         runs = self.runs(self.variants[0], arm, budget, "uar")
         weights = [np.ones((1, len(own))) for own in runs.recordings]
         size = len(self.classes)
-        return sum(own.sum((0, 1)) for own in runs.sums(weights)).reshape(size, size)
+        return sum(own.sum((0, 1)) for own in runs.sums(weights)).reshape(-1, size)[:size]
 
     def illustration(self) -> dict[str, np.ndarray] | None:
         """Reconstructions and embeddings, where the run has left them."""
@@ -141,14 +148,62 @@ class Comparison:
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         return f"Corpus {self.corpus}{synthetic}, {self.fold} fold, {rotations}, {seeds}; jax_emossl {self.version}; {self.command}"
 
-    def _load(self, path: str) -> Scored:
-        if path not in self._scored:
-            arrays = results.load_arrays(self.out / path)
-            try:
-                self._scored[path] = Scored(arrays["scores"], arrays["target"], arrays["recordings"])
-            except KeyError as error:
-                raise UserError(f"{self.out / path} lacks {error}: run the experiment anew.") from error
-        return self._scored[path]
+    def _load(self) -> dict[str, Scored]:
+        """All predictions by their path; those of one rotation must be of the same segments."""
+        loaded, firsts = {}, {}
+        for row in self.rows:
+            file = self.out / row["predictions"]
+            own = loaded[row["predictions"]] = _read_scored(file, len(self.classes), self.category)
+            first = firsts.setdefault((row["variant"], row["folds"]), own)
+            if not (np.array_equal(own.recordings, first.recordings) and np.array_equal(own.target, first.target)):
+                raise UserError(
+                    f"{file} is of other segments than the predictions before it: "
+                    "the corpus has changed meanwhile, so run the experiment anew in another --workdir."
+                )
+        return loaded
+
+    def _metrics(self) -> dict[str, Metric]:
+        if not self.category:
+            return significance.intensity_metrics(self.classes)
+        targets = np.unique(np.concatenate([own.target for own in self._scored.values()]))
+        return significance.category_metrics(self.classes, targets[targets <= UNSEEN])
+
+
+def _check_alike(file: Path, rows: Sequence[dict]) -> None:
+    """Only segments of one corpus and fold, told apart into the same classes, can be judged together."""
+    for row, name in itertools.product(rows, ("corpus", "fold", "classes")):
+        if row[name] != rows[0][name]:
+            one, two = (f"rotation {r['folds']!r} (variant {r['variant']!r}) has {r[name]!r}" for r in (rows[0], row))
+            raise UserError(f"{file}: the {name} of its rows differ, {one}, {two}: give each a --workdir of its own.")
+
+
+def _prior(file: Path, config: dict) -> float:
+    """The prior of the normalisation in seconds, infinite where no recording's own frames are used."""
+    try:
+        return float(config["data"]["norm_prior"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} has no number as config.data.norm_prior: run the experiment anew.") from error
+
+
+def _read_scored(file: Path, size: int, category: bool) -> Scored:
+    """The predictions of one row for `size` classes or emotions."""
+    arrays = results.load_arrays(file)
+    try:
+        scored = Scored(*(arrays[name] for name in ("scores", "target", "recordings")))
+    except KeyError as error:
+        raise UserError(f"{file} lacks {error}: run the experiment anew.") from error
+    segments = scored.recordings.shape
+    fits = (
+        len(segments) == 1
+        and segments > (0,)
+        and scored.scores.shape == (*segments, size)
+        and scored.target.shape == (segments if category else (*segments, size))
+        and "".join(array.dtype.kind for array in (scored.scores, scored.target, scored.recordings)) == ("fiU" if category else "ffU")
+        and (not category or scored.target.max() < size)
+    )
+    if not fits:
+        raise UserError(f"{file} does not fit results.json: run the experiment anew.")
+    return scored
 
 
 def write(out: Path) -> str:
@@ -211,7 +266,7 @@ def _blocks(c: Comparison):
                 f"Confusion at {c.budget_name(budget)} labels in per cent of the true class, over all rotations and seeds.",
                 lambda budget=budget: figures.confusions(c, budget),
             )
-    if set(arms) & {"pretrained", "scratch"}:
+    if set(arms) & set(results.TUNED):
         yield Text("What validation chose", heading=True)
         yield _choice_table(c, main)
     for variant in c.variants[1:]:
@@ -230,7 +285,7 @@ def _blocks(c: Comparison):
         )
         yield Figure(
             "embedding_map",
-            "t-SNE of the test segments' pooled statistics, standardised per recording: random encoder and pretrained encoder, by emotion and by recording.",
+            f"t-SNE of the {c.fold} segments' pooled statistics, standardised per recording: random encoder and pretrained encoder, by emotion and by recording.",
             lambda: figures.embedding_map(illustration),
         )
     yield Text("How to read this", heading=True)
@@ -239,7 +294,7 @@ def _blocks(c: Comparison):
 
 def _score_table(c: Comparison, variant: str, metric: str) -> Table:
     arms = c.arms(variant)
-    budgets = sorted({b for arm in arms for b in c.budgets(variant, arm)}, key=lambda b: (b == 0, b))
+    budgets = c.all_budgets(variant)
     rows = [["arm", *(c.budget_name(b) for b in budgets)]]
     for arm in arms:
         have = c.budgets(variant, arm)
@@ -286,7 +341,7 @@ def _emotion_table(c: Comparison, variant: str) -> Table:
 
 
 def _choice_table(c: Comparison, variant: str) -> Table:
-    own = [r for r in c.rows if r["variant"] == variant and r["arm"] in ("pretrained", "scratch")]
+    own = [row for row in c.rows if row["variant"] == variant and row["arm"] in results.TUNED]
 
     def choice(row: dict) -> str:
         rate = row["selection"].get("learning_rate")
@@ -294,7 +349,7 @@ def _choice_table(c: Comparison, variant: str) -> Table:
 
     choices = sorted({choice(row) for row in own})
     rows = [["arm", "labels", *choices]]
-    for arm in ("pretrained", "scratch"):
+    for arm in results.TUNED:
         for budget in c.budgets(variant, arm):
             made = [choice(row) for row in own if (row["arm"], row["budget"]) == (arm, budget)]
             rows.append([arm, c.budget_name(budget), *(str(made.count(name)) for name in choices)])
@@ -302,30 +357,33 @@ def _choice_table(c: Comparison, variant: str) -> Table:
 
 
 def _reading(c: Comparison) -> str:
-    recordings = sum(map(len, c.runs(c.variants[0], *_any_arm(c), c.headline[0]).recordings))
-    pooled = "; the rotations' test recordings are judged together, each by the model that did not see it" if len(c.rotations) > 1 else ""
+    first = c.rows[0]
+    recordings = sum(map(len, c.runs(first["variant"], first["arm"], first["budget"], c.headline[0]).recordings))
+    together = f"; the rotations' {c.fold} recordings are judged together, each by the model that was not trained on it"
+    pooled = together if len(c.rotations) > 1 else ""
     few = " Few recordings were resampled, so the intervals are wide and still approximate." if recordings < 20 else ""
+    reported = (
+        "the reported fold is this one, so the values are optimistic and only to be compared with one another."
+        if c.fold == "validation"
+        else "the reported fold was scored once per cell."
+    )
+    transductive = f"with each recording's own frames, {c.fold} recordings too (transductive)"
+    normalised = transductive if c.transductive else "by the training fold alone"
     synthetic = " **The corpus is SYNTHETIC: these numbers say that the program works, not that the method does.**" if c.synthetic else ""
     return (
-        f"Intervals: hierarchical bootstrap of {significance.REPLICATES:,} replicates over the {_plural(recordings, 'test recording')}, then over the "
+        f"Intervals: hierarchical bootstrap of {significance.REPLICATES:,} replicates over the {_plural(recordings, f'{c.fold} recording')}, then over the "
         f"{_plural(len(c.seeds), 'seed')} of labels, heads and batches{pooled}; percentiles expanded for few recordings (Hesterberg 2015).{few} "
         "The pretraining has one seed per rotation, which is not resampled. Differences are paired by recording and seed; p: the two arms "
         "change places in random recordings. No correction is made for the number of comparisons. Steps, learning rates, strategies, "
-        "regularisation and thresholds are chosen on the validation fold; the reported fold was scored once per cell. "
+        f"regularisation and thresholds are chosen on the validation fold; {reported} "
         "`frozen`: logistic (ridge) regression on the frozen encoder's pooled statistics; `random`: the same on an encoder that was never "
         "trained; `functionals`: the same on means, deviations, percentiles, slopes and changes of the same features. "
-        "Unless a variant says otherwise, features, pooled statistics and functionals are normalised with each recording's own frames, test "
-        f"recordings too (transductive).{synthetic}"
+        f"Unless a variant says otherwise, features, pooled statistics and functionals are normalised {normalised}.{synthetic}"
     )
 
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _any_arm(c: Comparison) -> tuple[str, float]:
-    row = next(row for row in c.rows if "predictions" in row)
-    return row["arm"], row["budget"]
 
 
 def _with_interval(estimate: Estimate) -> str:
@@ -430,6 +488,9 @@ def main() -> None:
         print(write(Path(sys.argv[1])))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", file=sys.stderr)
         sys.exit(2)
 
 

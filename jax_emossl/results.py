@@ -7,8 +7,8 @@ One row per run and evaluated fold; README documents its fields.
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from jax_emossl.metrics import Report
 from jax_emossl.workdir import RESULTS_FILE as RESULTS_FILE
 
 ARMS = ("pretrain", "pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals", "constant")
+TUNED = ("pretrained", "scratch")  # arms of a comparison whose encoder is trained on the labels
 PREDICTIONS = "predictions"
 ILLUSTRATION = f"{PREDICTIONS}/illustration.npz"
 _COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
@@ -57,9 +58,8 @@ def keep_predictions(out: Path, name: Path, **arrays: np.ndarray) -> str:
     """Keeps arrays beside results.json, whole or not at all; returns their path within `out`."""
     file = out / PREDICTIONS / name.with_name(name.name + ".npz")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial := file.with_name(file.name + ".partial"), "wb") as stream:
-        np.savez_compressed(stream, **arrays)
-    os.replace(partial, file)
+    np.savez_compressed(stream := io.BytesIO(), **arrays)
+    workdir.write_atomically(file, stream.getvalue())
     return str(file.relative_to(out))
 
 
@@ -86,6 +86,7 @@ def read(path: Path) -> dict:
     """
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
+        json.dumps(table, ensure_ascii=False).encode()  # half of a surrogate pair, which JSON lets pass, no report could hold
         sound = isinstance(table["runs"], list) and all(map(_is_row, table["runs"]))
         sound = sound and isinstance(table["config"], dict) and isinstance(table["version"], str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -98,21 +99,27 @@ def read(path: Path) -> dict:
 def _is_row(row: dict) -> bool:
     """Raises KeyError, TypeError or AttributeError on what is no row at all."""
     numbers = [value for name, value in row["metrics"].items() if name not in ("per_emotion", "confusion")]
-    compared = "budget" not in row or (
-        _is_number(row["budget"])
-        and all(isinstance(row[name], str) for name in ("variant", "folds"))
-        and isinstance(row.get("predictions", ""), str)
-        and ("predictions" not in row or all(isinstance(name, str) for name in row["classes"]))
-    )
     return (
-        compared
-        and all(value is None or _is_number(value) for value in numbers)
+        all(value is None or _is_number(value) for value in numbers)
         and row["arm"] in ARMS
+        and isinstance(row["synthetic"], bool)
         and all(isinstance(row[name], str) for name in ("corpus", "fold"))
         and all(_is_number(row[name]) for name in ("num_labels", "seed"))
         and (row["step"] is None or _is_number(row["step"]))
         and (row["selection"] is None or isinstance(row["selection"], dict))
+        and ("budget" not in row or _is_cell(row))
     )
+
+
+def _is_cell(row: dict) -> bool:
+    """Whether a row has what a comparison adds: predictions of all but the constant, and what validation chose for `TUNED` arms."""
+    scored = row["arm"] == "constant" or (
+        isinstance(row["predictions"], str) and isinstance(row["classes"], list) and all(isinstance(name, str) for name in row["classes"])
+    )
+    chosen = row["arm"] not in TUNED or (
+        isinstance(row["selection"]["strategy"], str) and _is_number(row["selection"].get("learning_rate", 0))
+    )
+    return scored and chosen and _is_number(row["budget"]) and all(isinstance(row[name], str) for name in ("variant", "folds"))
 
 
 def _is_number(value: object) -> bool:

@@ -1,6 +1,6 @@
 """Intervals and p-values that hold for new speakers and new seeds, not only for those at hand.
 
-A comparison yields, per rotation of the folds and per seed, scores of test segments that belong to recordings. Recordings are
+A comparison yields, per rotation of the folds and per seed, scores of segments that belong to recordings. Recordings are
 resampled first, then seeds (a hierarchical bootstrap); arms are compared under the same draws. A recording is tested in one rotation.
 """
 
@@ -24,11 +24,11 @@ _LEVEL = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """What one run said of its test segments.
+    """What one run said of the reported fold's segments.
 
     Attributes:
       scores: (S, C) logits of categories, or intensities.
-      target: (S,) places among the classes, or (S, C) true intensities.
+      target: (S,) places among the classes, `metrics.UNSEEN` and below for others, or (S, C) true intensities.
       recordings: (S,) ids.
     """
 
@@ -94,33 +94,38 @@ class Runs:
 
     def values(self, weights: Sequence[Float[np.ndarray, "n r"]], seeds: Int[np.ndarray, "n p t"]) -> Float[np.ndarray, "n"]:
         """The metric of all rotations' recordings together, mean over the drawn seeds; `seeds` are per replicate and rotation."""
-        drawn = [np.take_along_axis(own, seeds[:, i, :, None], 1) for i, own in enumerate(self.sums(weights))]
+        replicate = np.arange(len(seeds))[:, None]
+        drawn = [own[replicate, seeds[:, i]] for i, own in enumerate(self.sums(weights))]
         return self.metric.value(sum(drawn)).mean(1)
 
-    @property
+    @functools.cached_property
     def value(self) -> float:
         """The metric on the recordings and seeds at hand."""
         weights = [np.ones((1, len(own))) for own in self.recordings]
         return float(self.values(weights, np.tile(np.arange(len(self.seeds)), (1, len(self.rotations), 1)))[0])
 
-    def draws(self, replicates: int = REPLICATES) -> tuple[list[np.ndarray], np.ndarray]:
+    @functools.cached_property
+    def replicates(self) -> Float[np.ndarray, "n"]:
+        """The metric on every draw."""
+        return self.values(*self.draws())
+
+    def draws(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Weights of recordings and choices of seeds, the same for all arms with the same recordings and seeds."""
         rng = np.random.default_rng(0)
         total = sum(map(len, self.recordings))
-        weights = rng.multinomial(total, np.full(total, 1 / total), size=replicates).astype(float)
+        weights = rng.multinomial(total, np.full(total, 1 / total), size=REPLICATES).astype(float)
         split = np.split(weights, np.cumsum([len(own) for own in self.recordings])[:-1], axis=1)
-        return split, rng.integers(0, len(self.seeds), (replicates, len(self.rotations), len(self.seeds)))
+        return split, rng.integers(0, len(self.seeds), (REPLICATES, len(self.rotations), len(self.seeds)))
 
     def estimate(self) -> Estimate:
         """Mean over seeds with its interval."""
-        return Estimate(self.value, *interval(self.values(*self.draws()), sum(map(len, self.recordings))))
+        return Estimate(self.value, *interval(self.replicates, sum(map(len, self.recordings))))
 
     def difference(self, other: Runs) -> Estimate:
         """This less the other, paired by recording and seed."""
         if (self.rotations, self.seeds, self.recordings) != (other.rotations, other.seeds, other.recordings):
             raise ValueError("runs that are compared must have the same rotations, seeds and recordings")
-        draws = self.draws()
-        low, high = interval(self.values(*draws) - other.values(*draws), sum(map(len, self.recordings)))
+        low, high = interval(self.replicates - other.replicates, sum(map(len, self.recordings)))
         return Estimate(self.value - other.value, low, high, None if self.metric.pairs else self._permutation(other))
 
     def _permutation(self, other: Runs) -> float:
@@ -166,32 +171,40 @@ def label_efficiency(counts: Sequence[float], baseline: Sequence[float], value: 
     return float(np.exp(np.log(counts[place - 1]) + share * (np.log(counts[place]) - np.log(counts[place - 1]))))
 
 
-def category_metrics(classes: Sequence[str]) -> dict[str, Metric]:
-    """Metrics of categories by name, `recall of <class>` among them."""
+def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict[str, Metric]:
+    """Metrics of categories by name, `recall of <class>` among them.
+
+    Args:
+      unseen: the targets, ascending, of classes that training does not know; where present, their recall and F1 count as 0.
+    """
     size = len(classes)
+    tally = functools.partial(_confusions, unseen=unseen)
 
-    def confusion(sums):
-        return sums.reshape(*sums.shape[:-1], size, size)
+    def counts(sums):
+        """Segments by class: answered rightly (..., C), there (..., C + U), answered so (..., C)."""
+        table = sums.reshape(*sums.shape[:-1], size + len(unseen), size)
+        return np.diagonal(table, axis1=-2, axis2=-1), table.sum(-1), table.sum(-2)
 
-    def recalls(sums):
-        table = confusion(sums)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.diagonal(table, axis1=-2, axis2=-1) / table.sum(-1)
+    def over_present(values, there):
+        return np.where(there[..., :size] > 0, values, 0).sum(-1) / (there > 0).sum(-1)
+
+    def uar(sums):
+        hits, there, _ = counts(sums)
+        return over_present(_ratio(hits, there[..., :size]), there)
 
     def f1_macro(sums):
-        table = confusion(sums)
-        hits, present = np.diagonal(table, axis1=-2, axis2=-1), table.sum(-1) > 0
-        f1 = 2 * hits / np.maximum(table.sum(-1) + table.sum(-2), 1e-12)
-        return np.where(present, f1, 0).sum(-1) / np.maximum(present.sum(-1), 1)
+        hits, there, answered = counts(sums)
+        return over_present(_ratio(2 * hits, there[..., :size] + answered), there)
 
-    made = {
-        "uar": Metric(_confusions, lambda sums: np.nanmean(recalls(sums), -1)),
-        "f1_macro": Metric(_confusions, f1_macro),
-        "accuracy": Metric(_confusions, lambda sums: np.diagonal(confusion(sums), axis1=-2, axis2=-1).sum(-1) / sums.sum(-1)),
-    }
-    for i, name in enumerate(classes):
-        made[f"recall of {name}"] = Metric(_confusions, lambda sums, i=i: recalls(sums)[..., i])
-    return made
+    def accuracy(sums):
+        return counts(sums)[0].sum(-1) / sums.sum(-1)
+
+    def recall(sums, i):
+        hits, there, _ = counts(sums)
+        return _ratio(hits[..., i], there[..., i])
+
+    made = {"uar": Metric(tally, uar), "f1_macro": Metric(tally, f1_macro), "accuracy": Metric(tally, accuracy)}
+    return made | {f"recall of {name}": Metric(tally, functools.partial(recall, i=i)) for i, name in enumerate(classes)}
 
 
 def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
@@ -217,13 +230,14 @@ def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
     return made
 
 
-def _confusions(scored: Scored, order: Sequence[str]) -> Tally:
-    """(R, C * C): true class by predicted class; segments of a class that training does not know are left out."""
+def _confusions(scored: Scored, order: Sequence[str], unseen: Sequence[int]) -> Tally:
+    """(R, (C + U) * C): true class by predicted class; the last U true classes are the unseen ones."""
     size = scored.scores.shape[1]
-    known = scored.target > metrics.UNSEEN
-    row = np.searchsorted(order, scored.recordings[known])
-    cell = (row * size + scored.target[known]) * size + scored.scores[known].argmax(1)
-    return np.bincount(cell, minlength=len(order) * size * size).reshape(len(order), size * size)
+    height = size + len(unseen)
+    true = np.where(scored.target > metrics.UNSEEN, scored.target, size + np.searchsorted(unseen, scored.target))
+    row = np.searchsorted(order, scored.recordings)
+    cell = (row * height + true) * size + scored.scores.argmax(1)
+    return np.bincount(cell, minlength=len(order) * height * size).reshape(len(order), height * size)
 
 
 def _per_recording(scored: Scored, order: Sequence[str], values: Float[np.ndarray, "s e"]) -> Tally:
@@ -251,11 +265,10 @@ def _pair_wins(scored: Scored, order: Sequence[str]) -> Tally:
 
 def _mean_auroc(sums: Float[np.ndarray, "... k"], emotions: int) -> Float[np.ndarray, "..."]:
     pairs = sums.reshape(*sums.shape[:-1], emotions, 2)
+    return np.nanmean(_ratio(pairs[..., 0], pairs[..., 1]), -1)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nanmean(pairs[..., 0] / pairs[..., 1], -1)
-
-
-@functools.cache
-def named_metrics(category: bool, classes: tuple[str, ...]) -> dict[str, Metric]:
-    """The metrics of a head."""
-    return category_metrics(classes) if category else intensity_metrics(classes)
+        return part / whole

@@ -1,7 +1,7 @@
 """Many trainings as one compiled program: members differ in seed, labels, rates and initial encoder.
 
 Parameters and optimiser states of the members are stacked and sharded over the devices; each device trains its share, and
-the corpus lies on every device once, ragged. A member gets the batches, keys and rates it would get in `train.fit` alone.
+the corpus lies on every device once, ragged. A member gets the rows, keys and rates it would get in `train.fit` alone.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from jax_emossl import predict as alone
 from jax_emossl.checkpoint import Checkpoints, Snapshot, digest
 from jax_emossl.data.batches import Batch, Segments
 from jax_emossl.data.indices import Sampler, Selection, padded_length
-from jax_emossl.errors import UserError, notice
+from jax_emossl.errors import notice
 from jax_emossl.model import valid_steps
-from jax_emossl.objectives import Objective, Outputs, Params
+from jax_emossl.objectives import Objective, Outputs, Params, assess
 from jax_emossl.optimizer import Optimizer, Rates
-from jax_emossl.train import NO_PROGRESS, Fitted, fit, initial_params, judge, stale, train_step
+from jax_emossl.train import NO_PROGRESS, Diverged, Fitted, fit, initial_params, judge, run_keys, stale, train_step
 
 _MEMBERS, _EVERYWHERE = PartitionSpec("members"), PartitionSpec()
 _MOST_MEMBERS = {"cpu": 16}  # more gain nothing there, and lose more work when interrupted
@@ -59,7 +59,8 @@ def fit_members(
 
     Batches that `train.fit` pads to the length of their bucket are padded to the longest segment of the fold here, unless
     `train.crop` fixes both. Members must agree in all of `config.train` but the rates. A member's result does not depend on the
-    others (of other folds: where `train.crop` is set).
+    others (of other folds: where `train.crop` is set). Fewer members than devices are trained one after the other, each on all
+    devices and without checkpoints.
 
     Args:
       starts: shared by sweeps over the same objective, it spares them equal beginnings.
@@ -79,7 +80,7 @@ def fit_members(
     begun = starts.of(members)
     trains, valids = [train for _, _, train in begun], [member.valid for member in members]
     corpus = Resident([*trains, *valids])
-    length = settings.crop or padded_length(max(int(train.whole.lengths.max()) for train in trains), growth)
+    length = max(_length(member) for member in members)
     samplers = [Sampler(train.lengths, settings.batch_size, settings.crop, growth) for train in trains]
     validation = _Evaluation(corpus, valids, settings.batch_size, growth)
     rates, keys = (
@@ -87,7 +88,7 @@ def fit_members(
     )
     params = jax.device_put(_stack([params for params, _, _ in begun]), sharding)
     opt_state = jax.jit(jax.vmap(optimizer.transformation().init), out_shardings=sharding)(params)
-    progress = {"members": [NO_PROGRESS | {"calibration": None, "diverged": False} for _ in members]}
+    progress = {"members": [NO_PROGRESS | {"diverged": False} for _ in members]}
     now = Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), progress)
     if checkpoints:
         now = checkpoints.latest(now) or now
@@ -152,7 +153,7 @@ def members_at_once(objective: Objective, member: Member) -> int:
     values per model step, channel and layer, and six per attention score.
     """
     settings, model = member.config.train, member.config.model
-    length = settings.crop or padded_length(int(member.train.lengths.max()), member.config.data.bucket_growth)
+    length = _length(member)
     example = member.train.gather(Selection(np.zeros(1, int), np.zeros(1, int), np.ones(1, np.float32), length))
     shapes = jax.eval_shape(lambda key: objective.init(key, jax.tree.map(jnp.asarray, example)), jax.random.key(0))
     state = 4 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -229,7 +230,7 @@ class Starts:
         begun = []
         for i, (member, (params, background)) in enumerate(zip(members, views, strict=True)):
             extra = self._objective.extra(params, member.train, background, lambda i=i: outputs()[i])
-            begun.append((params, _keys(member)[1], member.train.with_extra(extra)))
+            begun.append((params, run_keys(member.config.seed)[1], member.train.with_extra(extra)))
         return begun
 
     def params(self, member: Member) -> Params:
@@ -237,9 +238,7 @@ class Starts:
         background = member.background or member.train
         same = (member.config.seed, id(member.encoder), id(background))
         if same not in self._params:
-            growth = member.config.data.bucket_growth
-            params = initial_params(self._objective, _keys(member)[0], background, growth, member.encoder)
-            self._params[same] = jax.device_get(params)
+            self._params[same] = jax.device_get(initial_params(self._objective, member.config, background, member.encoder))
         return self._params[same]
 
     def outputs(self, views: Sequence[tuple[Params, Segments]], config: ml_collections.ConfigDict) -> list[Outputs]:
@@ -315,11 +314,6 @@ def _mesh() -> Mesh:
     return Mesh(np.array(jax.devices()), ("members",))
 
 
-def _keys(member: Member) -> Array:
-    """The keys of a member's initial parameters and of its steps, as in `train.fit`."""
-    return jax.random.split(jax.random.key(member.config.seed))
-
-
 def _stack(trees: Sequence[Any]) -> Any:
     if isinstance(jax.tree.leaves(trees[0])[0], np.ndarray):
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
@@ -332,10 +326,8 @@ def _member(stacked: Any, i: int) -> Any:
 
 def _judged(objective: Objective, progress: dict, outputs: Outputs, params: Params, valid: Segments, step: int) -> dict:
     """A member's progress after an evaluation."""
-    outputs = objective.finish(params, outputs, valid)
-    calibration = objective.calibrate(outputs, valid.labels)
-    judged = judge(progress, objective.selection, objective.metrics(outputs, valid.labels, calibration)[0], step)
-    return judged | ({"calibration": calibration} if judged["best_step"] == step else {})
+    value, calibration, _ = assess(objective, objective.finish(params, outputs, valid), valid.labels)
+    return judge(progress, objective.selection, value, calibration, step)
 
 
 def _over(progress: dict, settings: ml_collections.ConfigDict) -> bool:
@@ -348,12 +340,15 @@ def _alone(objective: Objective, member: Member, description: str) -> Fitted | N
             objective, member.train, member.valid, member.config,
             encoder=member.encoder, background=member.background, description=description,
         )  # fmt: skip
-    except UserError as error:
-        if "diverged" not in str(error):
-            raise
+    except Diverged as error:
         notice(str(error))
-        return None
-    return dataclasses.replace(fitted, params=jax.device_get(fitted.params))
+        fitted = error.best
+    return fitted and dataclasses.replace(fitted, params=jax.device_get(fitted.params))
+
+
+def _length(member: Member) -> int:
+    """Model steps of a member's batches: that of its fold's longest segment, where nothing is cropped."""
+    return member.config.train.crop or padded_length(int(member.train.whole.lengths.max()), member.config.data.bucket_growth)
 
 
 def _common(members: Sequence[Member]) -> ml_collections.ConfigDict:

@@ -21,13 +21,13 @@ from jax_emossl.data.indices import Sampler
 from jax_emossl.data.pipeline import tf_data
 from jax_emossl.errors import UserError
 from jax_emossl.logs import Scalars
-from jax_emossl.objectives import Objective, Params, check_choice
+from jax_emossl.objectives import Objective, Params, assess, check_choice
 from jax_emossl.optimizer import Optimizer, Rates
 from jax_emossl.predict import predict
 
 _INIT_SEGMENTS = 256  # training segments shown to an objective's initialisation
 _INIT_STEPS = 256  # at most, of each
-NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "stale": 0, "unlogged": []}
+NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "calibration": None, "stale": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,14 @@ class Fitted:
     step: int
     value: float
     calibration: Any
+
+
+class Diverged(UserError):
+    """A loss was not finite; `best` is the run up to its best evaluation, None before the first."""
+
+    def __init__(self, message: str, best: Fitted | None):
+        super().__init__(message)
+        self.best = best
 
 
 @functools.partial(jax.jit, static_argnames="objective")
@@ -80,7 +88,7 @@ def fit(
       scalars: makes the log for a run that (re)starts after the given step.
 
     Raises:
-      UserError: the batch does not fit the devices, or training diverged.
+      UserError: the batch does not fit the devices, or (Diverged) the loss was not finite.
       Preempted: a signal asked to stop; the step is saved where there are checkpoints.
     """
     settings = config.train
@@ -88,13 +96,9 @@ def fit(
     optimizer = Optimizer.make(settings)
     rates = mesh.replicate(Rates.make(settings))
     growth = config.data.bucket_growth
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    background = background or train
-    params = initial_params(objective, init_key, background, growth, encoder)
-    predict_background = functools.partial(predict, objective, params, background, settings.batch_size, growth)
-    train = train.with_extra(objective.extra(params, train, background, predict_background))
+    params, step_key, train = begin(objective, config, train, background or train, encoder)
     opt_state = mesh.replicate(jax.jit(optimizer.transformation().init)(params))
-    now = Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), NO_PROGRESS)
+    now = Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), NO_PROGRESS | {"unlogged": []})
     if checkpoints:
         now = checkpoints.latest(now) or now
     step, params, opt_state, best, progress = now.step, now.params, now.opt_state, now.best, now.progress
@@ -119,7 +123,9 @@ def fit(
             logged = last or step % settings.log_every == 0
             preempted = preemption.requested()
             if evaluated or logged or preempted:
-                progress = {**progress, "unlogged": progress["unlogged"] + _fetch(running, step, checkpoints)}
+                sums = [{name: float(value) for name, value in own.items()} for own in running]
+                _stop_if_diverged(sums, step, checkpoints, _fitted(best, progress))
+                progress = {**progress, "unlogged": progress["unlogged"] + sums}
                 running = []
             if logged:
                 means = _means(progress["unlogged"])
@@ -129,8 +135,8 @@ def fit(
                     log.write(step, {f"train/{name}": value for name, value in means.items()})
             if evaluated:
                 outputs = predict(objective, params, valid, settings.batch_size, growth)
-                report, _ = objective.metrics(outputs, valid.labels, objective.calibrate(outputs, valid.labels))
-                progress = judge(progress, objective.selection, report, step)
+                value, calibration, report = assess(objective, outputs, valid.labels)
+                progress = judge(progress, objective.selection, value, calibration, step)
                 if progress["best_step"] == step:
                     best = jax.tree.map(jnp.copy, params)
                 if log:
@@ -143,17 +149,31 @@ def fit(
                 break
     if log:
         log.close()
-    calibration = objective.calibrate(predict(objective, best, valid, settings.batch_size, growth), valid.labels)
-    return Fitted(best, progress["best_step"], progress["best_value"], calibration)
+    return _fitted(best, progress)
 
 
-def initial_params(objective: Objective, key: jax.Array, segments: Segments, growth: float, encoder: Params | None) -> Params:
+def begin(
+    objective: Objective, config: ml_collections.ConfigDict, train: Segments, background: Segments, encoder: Params | None
+) -> tuple[Params, jax.Array, Segments]:
+    """Initial parameters, the key of the steps, and the training segments with what the objective wants beside them."""
+    params = initial_params(objective, config, background, encoder)
+    view = functools.partial(predict, objective, params, background, config.train.batch_size, config.data.bucket_growth)
+    return params, run_keys(config.seed)[1], train.with_extra(objective.extra(params, train, background, view))
+
+
+def run_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of the initial parameters and of the steps."""
+    return tuple(jax.random.split(jax.random.key(seed)))
+
+
+def initial_params(objective: Objective, config: ml_collections.ConfigDict, segments: Segments, encoder: Params | None) -> Params:
     """Initial parameters, from a fixed choice of training segments."""
+    growth = config.data.bucket_growth
     rows = min(_INIT_SEGMENTS, len(segments))
     selection = Sampler(segments.lengths, len(segments), crop=_INIT_STEPS, growth=growth).indices(0, 0).shard(0, -(-len(segments) // rows))
     batch = segments.gather(selection)
     del batch["labels"]
-    return mesh.replicate(init_params(objective, key, batch, encoder))
+    return mesh.replicate(init_params(objective, run_keys(config.seed)[0], batch, encoder))
 
 
 def stale(progress: dict, settings: ml_collections.ConfigDict) -> bool:
@@ -161,28 +181,31 @@ def stale(progress: dict, settings: ml_collections.ConfigDict) -> bool:
     return settings.patience > 0 and progress["stale"] >= settings.patience
 
 
-def judge(progress: dict, metric: str, report: dict, step: int) -> dict:
+def judge(progress: dict, metric: str, value: float, calibration: Any, step: int) -> dict:
     """Progress after an evaluation: the best step so far, and for how many evaluations it has stood."""
-    value = report[metric]
-    if value is None:
-        raise UserError(f"The validation fold does not define {metric}: choose another objective.selection.")
     if metrics.better(metric, value, progress["best_value"]):
-        return {**progress, "value": value, "best_step": step, "best_value": value, "stale": 0}
+        return {**progress, "value": value, "best_step": step, "best_value": value, "calibration": calibration, "stale": 0}
     return {**progress, "value": value, "stale": progress["stale"] + 1}
 
 
-def _fetch(running: list[dict], step: int, checkpoints: Checkpoints | None) -> list[dict[str, float]]:
-    """The sums of the last steps as numbers; stops the run loudly where one is not finite."""
-    numbers = [{name: float(value) for name, value in sums.items()} for sums in running]
-    for ago, sums in enumerate(reversed(numbers)):
-        broken = [name for name, value in sums.items() if not math.isfinite(value)]
+def _fitted(best: Params, progress: dict) -> Fitted | None:
+    """None before the first evaluation."""
+    if progress["best_step"] is None:
+        return None
+    return Fitted(best, progress["best_step"], progress["best_value"], progress["calibration"])
+
+
+def _stop_if_diverged(sums: list[dict[str, float]], step: int, checkpoints: Checkpoints | None, best: Fitted | None) -> None:
+    """Stops the run loudly where one of the last steps' sums is not finite."""
+    for ago, own in enumerate(reversed(sums)):
+        broken = [name for name, value in own.items() if not math.isfinite(value)]
         if broken:
             kept = f"; checkpoints up to step {checkpoints.newest()} are kept" if checkpoints and checkpoints.newest() else ""
-            raise UserError(
+            raise Diverged(
                 f"Training diverged: the {broken[0]} of step {step - ago} is not finite{kept}; "
-                "try a lower train.learning_rate or train.clip_norm in a new workdir."
+                "try a lower train.learning_rate or train.clip_norm in a new workdir.",
+                best,
             )
-    return numbers
 
 
 def _means(sums: list[dict[str, float]]) -> dict[str, float]:

@@ -29,17 +29,18 @@ def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False
     """Makes the folder this process's own and writes its config, or checks that it is the folder of the same run.
 
     Args:
-      insist: go on although the folder's config differs; the new config replaces it.
+      insist: go on although the folder's config differs; the new config replaces it, and what is finished stays.
 
     Raises:
-      UserError: the folder cannot be written, is in use, or belongs to a run with another config.
+      UserError: the folder cannot be written, is in use, or belongs to a run with another config or, where it is
+        insisted upon, to a finished one.
     """
     wanted = plain(config)
     file = workdir / CONFIG_FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _lock(workdir)
-        if (workdir / RESULTS_FILE).exists() and insist:
+        if insist and (workdir / RESULTS_FILE).exists() and not _is_comparison(workdir, config):
             raise UserError(f"{workdir} holds a finished run, on which --insist cannot go on: give another --workdir.")
         started = any((workdir / name).exists() for name in (RESULTS_FILE, "checkpoints", "pretrain"))
         if file.exists() and started and not insist:
@@ -53,6 +54,11 @@ def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False
             write_atomically(file, json.dumps(wanted, indent=1, allow_nan=False))
     except OSError as error:
         raise UserError(f"{workdir} cannot be written ({error.strerror}): give another --workdir.") from error
+
+
+def _is_comparison(workdir: Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether both configs compare: then results.json grows by the cell, and does not say that the run is finished."""
+    return read_config(workdir).get("task") == config.get("task") == "compare"
 
 
 _locks: dict[Path, IO] = {}  # held open, so that they end with the process, however it ends
@@ -70,11 +76,15 @@ def _lock(workdir: Path) -> None:
         raise UserError(f"{workdir} is in use by another process: wait for it to end, or give another --workdir.") from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      OSError: it names the file.
+    """
     scratch = path.with_name(path.name + ".partial")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(data.encode() if isinstance(data, str) else data)
         os.replace(scratch, path)
     except OSError as error:  # on a full disk it names no file
         with contextlib.suppress(OSError):

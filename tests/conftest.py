@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # halves the time of compilation
 
 import jax
+import numpy as np
 import pytest
 
 from jax_emossl import workdir
@@ -31,6 +32,11 @@ TINY = {
     "train.log_every": 3,
     "train.patience": 0,
 }
+
+
+def same(a, b):
+    """Asserts that two trees have the same arrays."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import same
 
 from jax_emossl import checkpoint
 from jax_emossl.checkpoint import Checkpoints, EncoderCard, Snapshot
@@ -20,10 +21,6 @@ def snapshot(step, best_step):
 
     state = {"mu": params(step), "count": jnp.int32(step)}
     return Snapshot(step, params(step), state, params(best_step), {"best_step": best_step, "value": 0.1 * step})
-
-
-def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_the_latest_two_and_the_best_are_kept_and_the_newest_returns_exactly(tmp_path):

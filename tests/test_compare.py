@@ -137,6 +137,8 @@ def test_label_counts_beyond_the_fold_are_left_out_with_a_notice(comparison_conf
     assert {cell.budget for cell in study.cells()} == {12, 0.5, 0} and study._num_labels(0.5) == 18
     assert study._num_labels(0.001) == 1  # a share of all, never all
     assert "has 36 labelled segments: the label count 37 is left out" in capsys.readouterr().err
+    config.compare.label_counts = (36,)
+    assert {cell.budget for cell in study.cells()} == {0, 36}  # 0 is the constant's
     config.compare.label_counts = (37,)
     with pytest.raises(UserError, match="Every one of compare.label_counts is beyond the 36 labelled segments"):
         study.cells()
@@ -150,6 +152,7 @@ def test_label_counts_beyond_the_fold_are_left_out_with_a_notice(comparison_conf
         ("strategies", ("half",), "compare.strategies is 'half'"),
         ("label_counts", (-1,), "give counts, fractions of the fold, or 0"),
         ("fold", "train", "compare.fold is 'train'"),
+        ("variants", (("x", ()), ("x", ())), "compare.variants has the name 'x' twice"),
         ("variants", (("x", (("data.nonsense", 1),)),), "'x' sets data.nonsense, which is no field"),
         ("variants", (("x", (("data.clip", "wide"),)),), "'x' sets data.clip, which is no field or not of this type"),
     ],

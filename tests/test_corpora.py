@@ -17,6 +17,11 @@ def test_several_files_are_rotations_named_after_them():
     assert rotations("x/a.json,b.json") == [("a", "x/a.json"), ("b", "b.json")]
 
 
+def test_rotations_of_the_same_name_are_refused():
+    with pytest.raises(UserError, match="names a/folds.json and b/folds.json, both 'folds': rename one, rotations are told apart by it"):
+        rotations("a/folds.json,x.json,b/folds.json")
+
+
 def test_a_corpus_may_bring_its_rotations_along(tmp_path, monkeypatch):
     monkeypatch.setenv("EMOSSL_DATA", str(tmp_path))
     assert [name for name, _ in rotations("rotations", "nemo")] == [f"folds_rotation{i}" for i in (1, 2, 3)]

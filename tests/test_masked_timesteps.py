@@ -162,6 +162,32 @@ def test_padding_and_the_other_rows_never_change_a_segments_outputs(params):
         np.testing.assert_allclose([a[name][0] for a in alone], together[name], rtol=1e-5, atol=1e-5)
 
 
+def test_statistics_of_a_crop_are_those_of_its_valid_steps():
+    rows = masked_timesteps.crop_statistics(jnp.where(VALID[..., None], batch()["features"], 9.0), NUM_FRAMES)
+    for row, features, n in zip(np.asarray(rows), batch()["features"], NUM_FRAMES, strict=True):
+        own = np.sort(features[:n], 0)
+        changes = np.abs(np.diff(features[:n], axis=0)).mean(0) if n > 1 else np.zeros(6)
+        quantiles = [own[int(q * (n - 1))] for q in (0.05, 0.5, 0.95)]
+        np.testing.assert_allclose(
+            row, np.concatenate([own.mean(0), np.sqrt(own.var(0) + 1e-5), changes, *quantiles]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_statistics_are_told_of_whole_crops_and_add_their_share():
+    objective = dataclasses.replace(OBJECTIVE, statistics=0.5)
+    own = jax.jit(objective.init)(jax.random.key(0), batch())
+    own = {**own, "statistics": jax.tree.map(jnp.zeros_like, own["statistics"])}  # tells 0
+    reconstruction, count, _ = loss(own, batch())
+    total = loss(own, batch(), objective)[0]
+    per_row = np.abs(masked_timesteps.crop_statistics(batch()["features"], NUM_FRAMES)).mean(1)
+    assert total - reconstruction == pytest.approx(0.5 * (masked_in_loss().sum(1) * per_row).sum(), rel=1e-4)
+    weight = np.array([1, 0, 1, 1], np.float32)
+    assert loss(own, batch() | {"weight": weight}, objective)[0] < total
+    noise = np.random.default_rng(1).normal(size=(4, 20, 6)).astype(np.float32)
+    noisy = batch() | {"features": np.where(VALID[..., None], batch()["features"], noise)}
+    assert loss(own, noisy, objective)[0] == pytest.approx(total, rel=1e-5)
+
+
 def test_metrics_are_global_means_beside_the_constants():
     outputs = {"loss": np.array([6.0, 2.0]), "loss_of_constant": np.array([9.0, 3.0]), "masked_steps": np.array([3.0, 1.0])}
     assert OBJECTIVE.metrics(outputs, np.zeros((2, 0)), None) == ({"loss": 2.0}, {})
@@ -183,10 +209,11 @@ def test_the_configured_loss_is_taken(name, expected):
         ("ratio", 0.0, "objective.ratio is 0.0"),
         ("ratio", 1.0, "objective.ratio is 1.0"),
         ("span", 0, "objective.span is 0"),
+        ("statistics", -1.0, "objective.statistics is -1.0"),
         ("loss", "l3", "objective.loss is 'l3': choose one of l1, l2, huber"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(field, value, message):
-    config = ml_collections.ConfigDict({"ratio": 0.5, "span": 3, "loss": "l1"} | {field: value})
+    config = ml_collections.ConfigDict({"ratio": 0.5, "span": 3, "loss": "l1", "statistics": 0.0} | {field: value})
     with pytest.raises(UserError, match=message):
         masked_timesteps.make(config, types.SimpleNamespace(), OBJECTIVE.encoder, 6)

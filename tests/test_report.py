@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jax_emossl import report, results
+from jax_emossl import metrics, report, results
 from jax_emossl.errors import UserError
 
 CLASSES = ["neutral", "happy", "sad"]
@@ -32,7 +32,12 @@ def folder(tmp_path_factory):
                     strategy = {"fold": "valid", "metric": "uar", "value": 0.5, "strategy": "full", "learning_rate": 1e-3}
                     made = {"metrics": {"uar": 0.5}, "selection": strategy, "predictions": kept, "classes": CLASSES}
                     rows.append({**common(rotation, arm, budget, seed), **made})
-    table = {"runs": rows, "config": {}, "command": "python -m jax_emossl.main --config=x.py", "version": "9.9"}
+    table = {
+        "runs": rows,
+        "config": {"data": {"norm_prior": 180.0}},
+        "command": "python -m jax_emossl.main --config=x.py",
+        "version": "9.9",
+    }
     (out / "results.json").write_text(json.dumps(table))
     return out
 
@@ -105,6 +110,125 @@ def test_a_comparison_under_way_has_a_report_too(folder, tmp_path):
     shutil.copytree(folder / "predictions", tmp_path / "predictions")
     (tmp_path / "results.json").write_text(json.dumps(table))
     assert "pretrained" in report.write(tmp_path)
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    """A copy of the made-up comparison whose results.json `change(table)` has altered."""
+
+    def make(change):
+        table = json.loads((folder / "results.json").read_text())
+        change(table)
+        shutil.copytree(folder / "predictions", tmp_path / "predictions")
+        (tmp_path / "results.json").write_text(json.dumps(table))
+        return tmp_path
+
+    return make
+
+
+def test_a_report_of_the_validation_fold_says_so(changed):
+    def valid(table):
+        table["config"]["data"]["norm_prior"] = "inf"
+        for row in table["runs"]:
+            row["fold"] = "valid"
+
+    comparison = report.Comparison(changed(valid))
+    text = report._reading(comparison)
+    assert "6 validation recordings" in text and "optimistic and only to be compared with one another" in text
+    assert "normalised by the training fold alone" in text and "test recording" not in text and "transductive" not in text
+    assert "validation fold" in comparison.source
+
+
+def test_label_counts_are_ordered_by_the_labels_behind_them(changed):
+    def shares(table):
+        for row in table["runs"]:
+            row["budget"] = {30: 0.5, 60: 60}.get(row["budget"], 0)
+            row["num_labels"] = {0.5: 100, 60: 60}.get(row["budget"], 200)
+
+    comparison = report.Comparison(changed(shares))
+    assert comparison.budgets("", "pretrained", "scratch") == comparison.all_budgets("") == [60, 0.5, 0]
+
+
+def test_a_comparison_without_a_finished_cell_has_no_report_yet(changed):
+    def constants(table):
+        table["runs"] = [row for row in table["runs"] if row["arm"] == "constant"]
+
+    with pytest.raises(UserError, match="results.json has no finished cell yet: run its command again"):
+        report.write(changed(constants))
+
+
+@pytest.mark.parametrize(("name", "value"), [("classes", ["neutral", "sad", "happy"]), ("fold", "valid"), ("corpus", "nemo")])
+def test_rotations_that_cannot_be_judged_together_are_refused(changed, name, value):
+    def other(table):
+        for row in table["runs"]:
+            if row["folds"] == "b":
+                row[name] = value
+
+    with pytest.raises(UserError, match=f"results.json: the {name} of its rows differ, .* rotation 'b' .*: give each a --workdir"):
+        report.write(changed(other))
+
+
+def test_a_config_without_the_prior_is_refused(changed):
+    with pytest.raises(UserError, match="results.json has no number as config.data.norm_prior: run the experiment anew"):
+        report.write(changed(lambda table: table["config"].clear()))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"scores": np.zeros((90, 2))},
+        {"scores": np.zeros(90)},
+        {"scores": np.full((90, 3), "x")},
+        {"target": np.zeros((90, 3))},
+        {"target": np.zeros(90)},
+        {"target": np.full(90, 3)},
+        {"recordings": np.array("a0")},
+        {"recordings": np.full(89, "a0")},
+        {"scores": np.zeros((0, 3)), "target": np.zeros(0, int), "recordings": np.zeros(0, str)},
+    ],
+)
+def test_predictions_that_do_not_fit_are_named(changed, arrays):
+    out = changed(lambda table: None)
+    name = report.Path("a-scratch-30-0")
+    kept = results.load_arrays(out / "predictions" / f"{name}.npz")
+    results.keep_predictions(out, name, **kept | arrays)
+    with pytest.raises(UserError, match="a-scratch-30-0.npz does not fit results.json: run the experiment anew"):
+        report.write(out)
+
+
+def test_predictions_of_other_segments_are_named(changed):
+    out = changed(lambda table: None)
+    name = report.Path("b-scratch-30-0")
+    kept = results.load_arrays(out / "predictions" / f"{name}.npz")
+    results.keep_predictions(out, name, **kept | {"recordings": kept["recordings"][::-1]})
+    with pytest.raises(UserError, match="b-scratch-30-0.npz is of other segments .*: the corpus has changed"):
+        report.write(out)
+
+
+def test_a_class_that_training_lacks_counts_as_missed(changed):
+    out = changed(lambda table: None)
+    for file in (out / "predictions").glob("a-*.npz"):
+        kept = results.load_arrays(file)
+        kept["target"][:10] = metrics.UNSEEN - 1
+        results.keep_predictions(out, report.Path(file.stem), **kept)
+    comparison = report.Comparison(out)
+    expected = []
+    for seed in (0, 1):
+        both = [results.load_arrays(out / "predictions" / f"{rotation}-pretrained-30-{seed}.npz") for rotation in "ab"]
+        scores, target = (np.concatenate([own[name] for own in both]) for name in ("scores", "target"))
+        expected.append(metrics.category_report(scores, target, CLASSES)[0])
+    for name in comparison.headline:
+        assert comparison.estimate("", "pretrained", 30, name).value == pytest.approx(np.mean([own[name] for own in expected]))
+    assert comparison.confusion("pretrained", 30).sum() == (180 - 10) * 2
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(changed, monkeypatch, capsys):
+    out = changed(lambda table: None)
+    (out / "tables").write_text("")
+    monkeypatch.setattr(report.sys, "argv", ["report", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        report.main()
+    assert stop.value.code == 2 and f"error: {out / 'tables'} cannot be read or written" in capsys.readouterr().err
 
 
 def test_results_of_another_task_have_no_report(finetuning):

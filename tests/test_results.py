@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import ml_collections
@@ -86,6 +87,23 @@ def test_an_infinite_prior_survives_in_the_config(tmp_path):
 def test_other_files_are_refused(text, tmp_path):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(UserError, match="results.json .*: run the experiment anew"):
+        results.read(tmp_path / "results.json")
+
+
+CELL = {
+    "corpus": "demo", "synthetic": True, "arm": "scratch", "num_labels": 30, "seed": 0, "fold": "test", "step": 1, "undefined": {},
+    "selection": {"fold": "valid", "metric": "uar", "value": 0.5, "strategy": "full", "learning_rate": 1e-3},
+    "metrics": {"uar": 0.5}, "variant": "", "folds": "", "budget": 30, "predictions": "x.npz", "classes": ["happy", "sad"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [None, *sorted(set(CELL) - {"undefined"}), "strategy", "learning_rate"])
+def test_all_that_a_report_needs_must_be_there(name, tmp_path):
+    damaged = json.loads(json.dumps(CELL))
+    if name:
+        (damaged if name in damaged else damaged["selection"])[name] = {"not": "so"}
+    (tmp_path / "results.json").write_text(json.dumps({"runs": [damaged], "config": {}, "version": "1"}))
+    with contextlib.nullcontext() if name is None else pytest.raises(UserError, match="results.json .*: run the experiment anew"):
         results.read(tmp_path / "results.json")
 
 

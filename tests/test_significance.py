@@ -20,13 +20,29 @@ def intensity_run(rng, recordings=4, segments=25):
     return Scored(target + rng.normal(size=target.shape), target, np.repeat([f"r{i}" for i in range(recordings)], segments))
 
 
-def test_category_metrics_are_those_of_the_results_file():
+@pytest.mark.parametrize("unseen", [[], [metrics.UNSEEN - 1, metrics.UNSEEN]])
+def test_category_metrics_are_those_of_the_results_file(unseen):
     run = category_run(np.random.default_rng(0))
+    run.target[: 3 * len(unseen)] = np.repeat(unseen, 3)  # in the first recording
     expected, _ = metrics.category_report(run.scores, run.target, CLASSES)
+    own = category_metrics(CLASSES, unseen)
     for name in ("uar", "f1_macro", "accuracy"):
-        assert Runs({("", 0): run}, category_metrics(CLASSES)[name]).value == pytest.approx(expected[name])
-    recall = Runs({("", 0): run}, category_metrics(CLASSES)["recall of sad"]).value
+        assert Runs({("", 0): run}, own[name]).value == pytest.approx(expected[name])
+    recall = Runs({("", 0): run}, own["recall of sad"]).value
     assert recall == pytest.approx(expected["per_emotion"]["sad"]["recall"])
+
+
+@pytest.mark.parametrize("drawn", [("r0", "r0", "r2"), ("r1", "r2", "r2")])
+def test_a_draw_is_judged_by_the_classes_in_it(drawn):
+    run = category_run(np.random.default_rng(1), recordings=3)
+    run.target[:4] = metrics.UNSEEN  # in r0 alone
+    run.target[run.target == 0] = 1
+    again = np.concatenate([np.flatnonzero(run.recordings == name) for name in drawn])
+    expected, _ = metrics.category_report(run.scores[again], run.target[again], CLASSES)
+    weights = [np.array([[drawn.count(name) for name in ("r0", "r1", "r2")]], float)]
+    for name in ("uar", "f1_macro", "accuracy"):
+        own = Runs({("", 0): run}, category_metrics(CLASSES, [metrics.UNSEEN])[name])
+        assert own.values(weights, np.zeros((1, 1, 1), int))[0] == pytest.approx(expected[name])
 
 
 def test_intensity_metrics_are_those_of_the_results_file():
@@ -76,6 +92,12 @@ def test_a_clear_difference_in_nine_recordings_has_the_smallest_possible_p():
     assert difference.low > 0 and difference.p == pytest.approx(2 / 2**9)
 
 
+def test_of_many_recordings_some_exchanges_are_drawn():
+    rng = np.random.default_rng(7)
+    good, poor = (Runs({("", 0): category_run(rng, 20, 60, skill)}, category_metrics(CLASSES)["accuracy"]) for skill in (3.0, 0.0))
+    assert good.difference(poor).p == pytest.approx(1 / (significance.REPLICATES + 1))
+
+
 def simulated(rng, recordings=9, segments=40, seeds=4):
     """Runs of two arms whose accuracy varies by recording, by seed, and by chance, around 0.5 for both."""
     hard = rng.normal(0, 0.1, recordings)
@@ -92,19 +114,17 @@ def simulated(rng, recordings=9, segments=40, seeds=4):
     return arms
 
 
-def test_intervals_cover_the_truth_and_p_values_are_uniform_where_nothing_differs(monkeypatch):
+@pytest.mark.parametrize("recordings", [9, 14])  # all exchanges, and some of them
+def test_intervals_cover_the_truth_and_p_values_are_uniform_where_nothing_differs(recordings, monkeypatch):
     monkeypatch.setattr(significance, "REPLICATES", 400)
     rng = np.random.default_rng(5)
     covered, ps = [], []
     for _ in range(200):
-        one, two = simulated(rng)
-        draws = one.draws(400)
-        for value, low, high in (
-            (0.5, *interval(one.values(*draws), 9)),
-            (0.0, *interval(one.values(*draws) - two.values(*draws), 9)),
-        ):
-            covered.append(low <= value <= high)
-        ps.append(one._permutation(two))
+        one, two = simulated(rng, recordings)
+        difference = one.difference(two)
+        for value, made in ((0.5, one.estimate()), (0.0, difference)):
+            covered.append(made.low <= value <= made.high)
+        ps.append(difference.p)
     assert 0.91 <= np.mean(covered) <= 0.99
     for level in (0.1, 0.3, 0.5, 0.8):  # within four standard errors
         assert np.mean(np.array(ps) <= level) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 200))

@@ -27,6 +27,18 @@ def test_the_same_config_may_enter_again_and_another_may_not(tmp_path, tiny_conf
         workdir.enter(tmp_path, tiny_config("scratch", num_labels=4), insist=True)
 
 
+def test_a_comparison_goes_on_past_its_first_cell_where_it_is_insisted(tmp_path, tiny_config):
+    config = tiny_config("scratch", task="compare")
+    workdir.enter(tmp_path, config)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="differs in num_labels: .* or --insist to go on"):
+        workdir.enter(tmp_path, tiny_config("scratch", task="compare", num_labels=3))
+    workdir.enter(tmp_path, tiny_config("scratch", task="compare", num_labels=3), insist=True)
+    assert workdir.read_config(tmp_path).num_labels == 3
+    with pytest.raises(UserError, match="holds a finished run, on which --insist cannot go on"):
+        workdir.enter(tmp_path, tiny_config("scratch"), insist=True)
+
+
 def test_a_run_that_has_not_started_may_be_corrected(tmp_path, tiny_config):
     workdir.enter(tmp_path, tiny_config("scratch", num_labels=99_999))
     workdir.enter(tmp_path, tiny_config("scratch", num_labels=3))
@@ -53,12 +65,13 @@ def test_the_default_folder_is_named_after_config_and_time():
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
-    def full(self, *_, **__):
+    def full(self, *_):
         self.touch()
         raise OSError(28, "No space left on device")
 
+    workdir.write_atomically(tmp_path / "results.json", b"torn")
     workdir.write_atomically(tmp_path / "results.json", "whole")
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left on device: .*results.json"):
         workdir.write_atomically(tmp_path / "results.json", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("results.json", "whole")]

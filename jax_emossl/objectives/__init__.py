@@ -80,6 +80,20 @@ def make(config: ml_collections.ConfigDict, corpus: Corpus, encoder: Transformer
     return importlib.import_module(f"{__name__}.{config.name}").make(config, corpus, encoder, dimension)
 
 
+def assess(objective: Objective, outputs: Outputs, labels: np.ndarray) -> tuple[float, Any, dict]:
+    """On the validation fold: the value by which steps are chosen, what was calibrated there, and all metrics.
+
+    Raises:
+      UserError: the fold does not define the metric.
+    """
+    calibration = objective.calibrate(outputs, labels)
+    report, _ = objective.metrics(outputs, labels, calibration)
+    value = report[objective.selection]
+    if value is None:
+        raise UserError(f"The validation fold does not define {objective.selection}: choose another objective.selection.")
+    return value, calibration, report
+
+
 def regression_loss(name: str, predicted: Float[Array, "*s"], target: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Elementwise 'l1', 'l2' (squared error) or 'huber' loss."""
     losses = {"l1": lambda p, t: jnp.abs(p - t), "l2": optax.squared_error, "huber": optax.huber_loss}

@@ -35,7 +35,6 @@ _LINEAR = {
     "functionals": ("functionals",),
     "pretrained+functionals": ("encoder", "functionals"),
 }
-_FOLDS = ("train", "valid", "test")
 _IN_PROGRESS = "in_progress"
 
 
@@ -94,8 +93,12 @@ class _Study:
         grid, available = self.config.compare, len(self._unpretrained.corpus.fold("train"))
         budgets = []
         for budget in dict.fromkeys(grid.label_counts):
-            if self._num_labels(budget) > available or budget == available:
-                notice(f"{self.rotation or 'the training fold'} has {available} labelled segments: the label count {budget} is left out.")
+            whole = budget == available and 0 in grid.label_counts  # asked for twice
+            if whole or self._num_labels(budget) > available:
+                why = ", which is what 0 asks for," if whole else ""
+                notice(
+                    f"{self.rotation or 'the training fold'} has {available} labelled segments: the label count {budget}{why} is left out."
+                )
             else:
                 budgets.append(budget)
         if not budgets:
@@ -150,7 +153,8 @@ class _Study:
 
     @functools.cached_property
     def _segments(self) -> dict:
-        return {fold: self._first.segments(fold) for fold in _FOLDS}
+        """The folds that take part: the test fold is not looked at unless it is reported."""
+        return {fold: self._first.segments(fold) for fold in dict.fromkeys(("train", "valid", self.config.compare.fold))}
 
     @functools.cached_property
     def _starts(self) -> sweep.Starts:
@@ -162,9 +166,9 @@ class _Study:
 
     @functools.cached_property
     def _functionals(self) -> dict[str, np.ndarray]:
-        raw = {fold: functionals.of_fold(self._first.corpus, fold, self._first.frontend) for fold in _FOLDS}
+        raw = {fold: functionals.of_fold(self._first.corpus, fold, self._first.frontend) for fold in self._segments}
         toward = {"location": raw["train"].mean(0), "scale": raw["train"].std(0)}
-        return {fold: standardised(raw[fold], self._segments[fold], toward) for fold in _FOLDS}
+        return {fold: standardised(raw[fold], own, toward) for fold, own in self._segments.items()}
 
     def _vectors(self, source: str, seed: int) -> dict[str, np.ndarray]:
         """Fixed vectors of every fold's segments, standardised per recording."""
@@ -185,7 +189,7 @@ class _Study:
             return
         middle = np.argsort(valid.lengths, kind="stable")[[len(valid) // 4, len(valid) // 2, 3 * len(valid) // 4]]
         batch = valid.gather(Selection(middle, np.zeros(3, int), np.ones(3, np.float32), int(valid.lengths[middle].max())))
-        masked, reconstructed = objective.reconstruct(params, batch, jax.random.key(0))
+        masked, reconstructed, _ = objective.reconstruct(params, batch, jax.random.split(jax.random.key(0), len(middle)))
         results.keep_predictions(
             self.out, Path("illustration"),
             features=batch["features"], masked=np.asarray(masked), reconstructed=np.asarray(reconstructed), num_frames=batch["num_frames"],
@@ -207,7 +211,7 @@ class _Study:
         key = (*sources, *((cell.seed,) if "random" in sources else ()), np.sort(chosen).tobytes())
         if key not in self._probes:
             parts = [self._vectors(source, cell.seed) for source in sources]
-            x = {fold: np.concatenate([part[fold] for part in parts], 1) for fold in _FOLDS}
+            x = {fold: np.concatenate([part[fold] for part in parts], 1) for fold in self._segments}
             labels = {fold: own.labels for fold, own in self._segments.items()}
             fitted = probe.fit(self._first.objective, (x["train"][chosen], labels["train"][chosen]), (x["valid"], labels["valid"]))
             self._probes[key] = fitted, fitted.scores(x[self.config.compare.fold])
@@ -317,6 +321,10 @@ def _check(grid: ml_collections.ConfigDict) -> None:
     if min(grid.label_counts) < 0:
         raise UserError(f"compare.label_counts has {min(grid.label_counts)}: give counts, fractions of the fold, or 0 for all labels.")
     check_choice("compare.fold", grid.fold, ("valid", "test"))
+    names = [name for name, _ in grid.variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"compare.variants has the name '{name}' twice: give each variant a name of its own.")
 
 
 def _varied(config: ml_collections.ConfigDict, variant: str, fields: Sequence, folds: str) -> ml_collections.ConfigDict:

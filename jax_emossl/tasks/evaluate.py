@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from jax_emossl import checkpoint, mesh, preemption, results, workdir
+from jax_emossl import checkpoint, mesh, objectives, preemption, results, workdir
 from jax_emossl.data.prepared import FOLDS
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build, check_held_out
@@ -18,8 +18,7 @@ from jax_emossl.train import Fitted
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Evaluates the run in `config.init_from` on its own corpus, or on what `config.data` names instead."""
-    if config.fold not in FOLDS:
-        raise UserError(f"fold is '{config.fold}': choose one of {', '.join(FOLDS)}.")
+    objectives.check_choice("fold", config.fold, FOLDS)
     if not config.init_from:
         raise UserError("init_from is not given: name the workdir of a finished run with --config.init_from=DIR.")
     source = Path(config.init_from)
@@ -49,9 +48,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     objective = experiment.objective
     outputs = predict(objective, params, valid, trained.train.batch_size, trained.data.bucket_growth)
     preemption.stop_if_requested()
-    calibration = objective.calibrate(outputs, valid.labels)
-    report, _ = objective.metrics(outputs, valid.labels, calibration)
-    fitted = Fitted(params, step, report[objective.selection], calibration)
+    value, calibration, _ = objectives.assess(objective, outputs, valid.labels)
+    fitted = Fitted(params, step, value, calibration)
     rows = train.evaluate(experiment, fitted, config.fold, trained.num_labels or len(experiment.corpus.fold("train")))
     preemption.stop_if_requested()
     results.write(out / results.RESULTS_FILE, rows, config)

@@ -1,8 +1,10 @@
 """Files that have been damaged or made up: every reader gives something valid or refuses in one sentence; it never breaks or hangs."""
 
 import contextlib
+import copy
 import faulthandler
 import functools
+import io
 import json
 import math
 import os
@@ -17,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from make_corpus import Files
 
-from jax_emossl import checkpoint, results
+from jax_emossl import checkpoint, figures, report, results, significance, workdir
 from jax_emossl.checkpoint import EncoderCard
 from jax_emossl.data import corpus, csd, prepared
 from jax_emossl.errors import UserError
@@ -99,7 +101,7 @@ def edited(table, made):
         places = list(_places(table))
         holder, key = places[number % len(places)]
         if kind == "replace" or holder is table:
-            holder[key] = value
+            holder[key] = copy.deepcopy(value)  # the next edit may fall within it
         elif kind == "remove":
             del holder[key]
         elif kind == "wrap":
@@ -139,7 +141,7 @@ def reads(tally, tmp_path):
     """Reads a case: what is loaded must pass the checks, what is refused must be refused in one sentence; no file may change."""
 
     def case(what, read, check, writes=()):
-        before = _tree(tmp_path)
+        before = _tree(tmp_path, writes)
         try:
             check(read())
             tally[f"fuzz cases, {what}: loaded"] += 1
@@ -148,14 +150,13 @@ def reads(tally, tmp_path):
             assert message.endswith(".") and message.isprintable() and len(message) < 2000, repr(message)
             tally[f"fuzz cases, {what}: refused"] += 1
         tally["fuzz cases in all"] += 1
-        after = _tree(tmp_path)
-        assert {path: after[path] for path in after if path.parts[0] not in writes} == before
+        assert _tree(tmp_path, writes) == before
 
     return case
 
 
-def _tree(folder):
-    files = (path for path in folder.rglob("*") if path.is_file())
+def _tree(folder, but):
+    files = (path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] not in but)
     return {path.relative_to(folder): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
@@ -396,6 +397,150 @@ def test_results_of_changed_structure(reads, tmp_path, made):
     file = tmp_path / "results.json"
     file.write_bytes(edited(_results(), made))
     reads("results.json", lambda: results.read(file), check_results)
+
+
+# Comparisons
+
+
+ARRAYS = (
+    None,
+    np.zeros(6),
+    np.zeros((6, 2)),
+    np.zeros((5, 2), np.float32),
+    np.full((6, 2), np.nan, np.float32),
+    np.full(6, 10**12),
+    np.full(6, -(10**12)),
+    np.ones(6, int),
+    np.ones(6, bool),
+    np.full(6, 2**63, np.uint64),
+    np.array(["a"] * 6),
+    np.array([b"\xff"] * 6),
+    np.array([""] * 6),
+    np.array("a"),
+    np.zeros(0),
+    np.zeros((6, 2), complex),
+    np.zeros(6, "datetime64[s]"),
+    np.zeros(6, [("a", int)]),
+)
+REPORT = ("report.md", "report.html", "tables", "figures")
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """A comparison of two arms in `tmp_path`: its results.json, and the arrays of either's predictions. No figure is drawn."""
+    for name in ("learning_curve", "gains_per_emotion", "confusions", "save"):  # they would take most of the time
+        monkeypatch.setattr(figures, name, lambda *_: b"")
+    monkeypatch.setattr(significance, "REPLICATES", 20)
+    scores = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    arrays = {"scores": scores, "target": np.arange(6) % 2, "recordings": np.array(list("aaabbb"))}
+    table = _results()
+    row, constant = table["runs"]
+    cell = {"variant": "", "folds": "", "budget": 0, "metrics": {"uar": 0.5}}
+    chosen = {"fold": "valid", "metric": "uar", "value": 0.4, "strategy": "full", "learning_rate": 1e-3}
+    table["runs"] = [constant | cell]
+    for arm, budget in (("pretrained", 3), ("pretrained", 0), ("scratch", 3), ("scratch", 0)):
+        kept = results.keep_predictions(tmp_path, Path(arm), **arrays)
+        own = {"arm": arm, "budget": budget, "selection": chosen, "predictions": kept, "classes": ["neutral", "happy"]}
+        table["runs"].append(row | cell | own)
+    table["config"]["data"] = {"norm_prior": 180.0}
+    file = tmp_path / results.RESULTS_FILE
+    file.write_text(json.dumps(table))
+    return file, arrays
+
+
+def check_report(words):
+    assert "pretrained" in words or "scratch" in words
+
+
+@cases(200)
+@given(changes)
+def test_comparisons_of_changed_bytes(reads, cells, made):
+    file, _ = cells
+    text = damaged(file.read_bytes(), made)
+    changed(file, text, lambda: reads("comparisons", lambda: report.write(file.parent), check_report, writes=REPORT))
+
+
+@cases(300)
+@given(edits)
+def test_comparisons_of_changed_structure(reads, cells, made):
+    file, _ = cells
+    text = edited(json.loads(file.read_text()), made)
+    changed(file, text, lambda: reads("comparisons", lambda: report.write(file.parent), check_report, writes=REPORT))
+
+
+@cases(200)
+@given(changes)
+def test_predictions_of_changed_bytes(reads, cells, made):
+    file, arrays = cells
+    kept = file.parent / "predictions/scratch.npz"
+
+    def check(loaded):
+        assert all(np.array_equal(loaded[name], array) for name, array in arrays.items() if name in loaded)  # their sums are checked
+
+    changed(kept, damaged(kept.read_bytes(), made), lambda: reads("predictions", lambda: results.load_arrays(kept), check))
+
+
+@cases(200)
+@given(st.sampled_from(("scores", "target", "recordings")), st.sampled_from(ARRAYS), st.booleans())
+def test_predictions_of_changed_structure(reads, cells, name, array, both):
+    file, arrays = cells
+    np.savez(stream := io.BytesIO(), **{key: value for key, value in (arrays | {name: array}).items() if value is not None})
+    with contextlib.ExitStack() as restored:
+        for arm in ("pretrained", "scratch") if both else ("scratch",):
+            kept = file.parent / f"predictions/{arm}.npz"
+            restored.callback(kept.write_bytes, kept.read_bytes())
+            kept.write_bytes(stream.getvalue())
+        reads("predictions", lambda: report.write(file.parent), check_report, writes=REPORT)
+
+
+# Configs
+
+
+@pytest.fixture
+def entered(reads, tiny_config, tmp_path):
+    """Changes a run's config.json, reads it, and enters the folder with the config as it was."""
+    config = tiny_config("finetune", {"data.norm_prior": math.inf})
+    (tmp_path / "checkpoints").mkdir()  # a run has started there
+
+    def check(loaded):
+        json.dumps(workdir.plain(loaded))
+
+    def check_own(loaded):
+        assert workdir.plain(loaded) == workdir.plain(config)
+
+    def enter():
+        workdir.enter(tmp_path, config)
+        return workdir.read_config(tmp_path)
+
+    def case(change):
+        file = tmp_path / workdir.CONFIG_FILE
+        file.write_bytes(change(json.dumps(workdir.plain(config), indent=1).encode()))
+        reads("config.json", lambda: workdir.read_config(tmp_path), check)
+        reads("workdirs", enter, check_own, writes=(workdir.LOCK_FILE,))
+
+    return case
+
+
+@cases(200)
+@given(changes)
+def test_configs_of_changed_bytes(entered, made):
+    entered(lambda text: damaged(text, made))
+
+
+@cases(300)
+@given(edits)
+def test_configs_of_changed_structure(entered, made):
+    entered(lambda text: edited(json.loads(text), made))
+
+
+def test_configs_of_any_prior(entered):
+    def change(text, value):
+        table = json.loads(text)
+        table["data"]["norm_prior"] = value
+        return json.dumps(table).encode()
+
+    for value in VALUES:
+        entered(functools.partial(change, value=value))
 
 
 # Checkpoints

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import pkgutil
@@ -88,7 +89,11 @@ def rotations(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
     if config.folds == "rotations":
         if config.corpus not in names() or not (own := _module(config.corpus).files().rotations):
             raise UserError(f"The corpus '{config.corpus}' has no rotations of its folds: give the files of folds in data.folds.")
-    return [(Path(folds).stem, folds) for folds in own]
+    named = [(Path(folds).stem, folds) for folds in own]
+    for (name, one), (again, other) in itertools.combinations(named, 2):
+        if name == again:
+            raise UserError(f"data.folds names {one} and {other}, both '{name}': rename one, rotations are told apart by it.")
+    return named
 
 
 def _module(name: str) -> ModuleType:

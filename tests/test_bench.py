@@ -1,0 +1,21 @@
+"""The benchmarks' own code, on a tiny corpus; how fast it is, is not looked at."""
+
+import importlib
+
+import pytest
+
+from experiments import bench_data, bench_sweep
+
+
+@pytest.mark.parametrize("name", ["pretrain", "scratch"])
+def test_the_train_step_is_fed_as_in_training(name, tiny_config, demo_folder, monkeypatch):
+    config = tiny_config(name)
+    monkeypatch.setattr(importlib.import_module(f"configs.{name}"), "get_config", lambda corpus: config)
+    monkeypatch.setattr(bench_data, "_TRAIN_STEPS", 3)
+    found = bench_data.training(name, str(demo_folder))
+    assert found["seconds"] > 0 and found["frames_per_second"] > 0
+
+
+def test_trainings_that_are_not_timed_do_not_compile():
+    assert bench_sweep.whole([9.0, 1.0, 3.0, 2.0], 16) == 15 + 12 * 2
+    assert bench_sweep.whole([9.0], 1) == 9
