@@ -9,6 +9,10 @@ class UserError(Exception):
     Command-line entry points print it without a traceback and exit with code 2.
     """
 
+    def __init__(self, sentence: str):
+        # It may quote a damaged file.
+        super().__init__("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in sentence))
+
 
 def notice(sentence: str) -> None:
     """Tells the user of something that was mended or skipped, and goes on."""

@@ -14,6 +14,7 @@ import html
 import io
 import itertools
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from jax_emossl.errors import UserError
 from jax_emossl.metrics import LOWER_IS_BETTER, UNSEEN
 from jax_emossl.significance import Estimate, Metric, Runs, Scored
 
+_MOST_UNSEEN = 1000  # classes that training does not know; labels never have as many
 _BASELINES = ("scratch", "functionals")  # what pretrained is compared with
 
 
@@ -181,7 +183,7 @@ def _prior(file: Path, config: dict) -> float:
     """The prior of the normalisation in seconds, infinite where no recording's own frames are used."""
     try:
         return float(config["data"]["norm_prior"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file} has no number as config.data.norm_prior: run the experiment anew.") from error
 
 
@@ -199,7 +201,8 @@ def _read_scored(file: Path, size: int, category: bool) -> Scored:
         and scored.scores.shape == (*segments, size)
         and scored.target.shape == (segments if category else (*segments, size))
         and "".join(array.dtype.kind for array in (scored.scores, scored.target, scored.recordings)) == ("fiU" if category else "ffU")
-        and (not category or scored.target.max() < size)
+        and scored.recordings.dtype.kind == "U"
+        and (not category or UNSEEN - _MOST_UNSEEN < scored.target.min() <= scored.target.max() < size)
     )
     if not fits:
         raise UserError(f"{file} does not fit results.json: run the experiment anew.")
@@ -406,7 +409,7 @@ def _p(p: float | None) -> str:
 
 
 def _slug(words: str) -> str:
-    return "_".join(words.split())
+    return re.sub(r"\W+", "_", words.strip())[:100]
 
 
 def _title(c: Comparison) -> str:

@@ -100,7 +100,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         if "norm_prior" in table["data"]:  # infinity is text there; evaluations have none
             table["data"]["norm_prior"] = float(table["data"]["norm_prior"])
         return ml_collections.ConfigDict(table)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is missing or damaged: give the workdir of a run.") from error
 
 

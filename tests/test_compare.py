@@ -153,6 +153,7 @@ def test_label_counts_beyond_the_fold_are_left_out_with_a_notice(comparison_conf
         ("label_counts", (-1,), "give counts, fractions of the fold, or 0"),
         ("fold", "train", "compare.fold is 'train'"),
         ("variants", (("x", ()), ("x", ())), "compare.variants has the name 'x' twice"),
+        ("variants", (("w/o norm", ()),), "compare.variants has the name 'w/o norm': folders are named after it"),
         ("variants", (("x", (("data.nonsense", 1),)),), "'x' sets data.nonsense, which is no field"),
         ("variants", (("x", (("data.clip", "wide"),)),), "'x' sets data.clip, which is no field or not of this type"),
     ],

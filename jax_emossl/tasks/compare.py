@@ -28,7 +28,6 @@ from jax_emossl.sweep import Member
 from jax_emossl.tasks import train
 from jax_emossl.train import Fitted
 
-_TUNED = ("pretrained", "scratch")  # the arms whose encoder is trained on the labels
 _LINEAR = {
     "frozen": ("encoder",),
     "random": ("random",),
@@ -53,7 +52,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     cells = [study.cells() for study in studies]  # refuses what could not be compared, before anything is trained
     with tqdm(total=sum(map(len, cells)), desc="comparing", unit="cell", leave=False, disable=None) as bar:
         for study, own in zip(studies, cells, strict=True):
-            done = {_key(row) for row in rows}
+            done = {_key(row) for row in rows if "budget" in row}
             missing = [cell for cell in own if (study.variant, study.rotation, *cell) not in done]
             bar.update(len(own) - len(missing))
             study = dataclasses.replace(study)  # a copy, whose caches end with it
@@ -120,7 +119,7 @@ class _Study:
         for cell in (c for c in cells if c.arm in _LINEAR):
             yield 1, [self._linear(cell)]
             preemption.stop_if_requested()
-        tuned = [c for c in cells if c.arm in _TUNED]
+        tuned = [c for c in cells if c.arm in results.TUNED]
         if tuned:
             grid = self._members(tuned[0])
             size = max(1, sweep.members_at_once(self._first.objective, grid[0]) // len(grid)) if grid else len(tuned)
@@ -317,12 +316,14 @@ def _check(grid: ml_collections.ConfigDict) -> None:
     for strategy in grid.strategies:
         check_choice("compare.strategies", strategy, STRATEGIES)
     for arm in grid.arms:
-        check_choice("compare.arms", arm, (*_TUNED, *_LINEAR))
+        check_choice("compare.arms", arm, (*results.TUNED, *_LINEAR))
     if min(grid.label_counts) < 0:
         raise UserError(f"compare.label_counts has {min(grid.label_counts)}: give counts, fractions of the fold, or 0 for all labels.")
     check_choice("compare.fold", grid.fold, ("valid", "test"))
     names = [name for name, _ in grid.variants]
     for name in names:
+        if name != Path(name).name or len(name) > 100:
+            raise UserError(f"compare.variants has the name '{name}': folders are named after it, so give up to 100 letters without '/'.")
         if names.count(name) > 1:
             raise UserError(f"compare.variants has the name '{name}' twice: give each variant a name of its own.")
 
