@@ -48,8 +48,9 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     objective = experiment.objective
     outputs = predict(objective, params, valid, trained.train.batch_size, trained.data.bucket_growth)
     preemption.stop_if_requested()
-    value, calibration, _ = objectives.assess(objective, outputs, valid.labels)
-    fitted = Fitted(params, step, value, calibration)
+    calibration = objective.calibrate(outputs, valid.labels)
+    report, _ = objective.metrics(outputs, valid.labels, calibration)
+    fitted = Fitted(params, step, report[objective.selection], calibration)  # other labels may not define the metric
     rows = train.evaluate(experiment, fitted, config.fold, trained.num_labels or len(experiment.corpus.fold("train")))
     preemption.stop_if_requested()
     results.write(out / results.RESULTS_FILE, rows, config)
