@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from jax_emossl.metrics import LOWER_IS_BETTER
 
@@ -157,7 +158,8 @@ def embedding_map(illustration: dict[str, np.ndarray]):
     for column, (name, title) in enumerate((("before", "random encoder"), ("after", "pretrained encoder"))):
         vectors = illustration[name]
         perplexity = min(30.0, max(2.0, (len(vectors) - 1) / 4))
-        place = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
+        with threadpool_limits(1):  # the places would depend on the number of threads, which wait for each other on a busy machine
+            place = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
         for row, kind in enumerate(("emotion", "recording")):
             axes, groups = panels[row][column], illustration[kind].astype(str)
             names = list(dict.fromkeys(sorted(groups)))
