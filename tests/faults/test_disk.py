@@ -40,7 +40,9 @@ def mounted(halfway):
 
 def test_a_full_disk_costs_nothing_that_was_saved(mounted, halfway, identical, tally):
     ended = mounted("""
-        cp -r run copy; mount -t tmpfs -o size=900k none run; cp -r copy/. run
+        cp -r run copy
+        size() { du -sk "$1" | cut -f1; }
+        mount -t tmpfs -o size=$(($(size copy) + $(size copy/checkpoints/4) / 2))k none run; cp -r copy/. run
         name=full; RUN; ls run/checkpoints > left
         mount -o remount,size=64m run
         name=spacious; RUN; rm -r copy; cp -r run copy
