@@ -1,4 +1,4 @@
-"""Checkpoints of a run (Orbax), and the one named transfer: the encoder with its frontend."""
+"""Checkpoints of a run (Orbax): exact resume, and the best step for those who start from it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jax_emossl import metrics
-from jax_emossl.data.frontend import Frontend
 from jax_emossl.errors import UserError, notice
-from jax_emossl.workdir import RESULTS_FILE, write_atomically
+from jax_emossl.workdir import RESULTS_FILE
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
-ENCODER_FILE = "encoder.json"
 _LATEST = 2
 _PROGRESS = "progress"  # its name among the sums; paths of arrays start with a bracket
 _STORAGE_STATUS = re.compile("[A-Z]+(_[A-Z]+)*: ")  # how a TensorStore error begins; its type, ValueError, says nothing
@@ -45,6 +43,7 @@ class Snapshot:
       params: parameters after them.
       opt_state: the optimiser's state.
       best: parameters of the best step so far by validation.
+      kept: what readers need besides them, the same at every step; None for nothing.
       progress: what the loop has decided and not yet logged, as JSON.
     """
 
@@ -52,6 +51,7 @@ class Snapshot:
     params: Any = None
     opt_state: Any = None
     best: Any = None
+    kept: Any = None
     progress: dict = dataclasses.field(default_factory=dict)
 
 
@@ -187,7 +187,8 @@ def _score(saved_metrics: dict) -> float:
 
 
 def _state(snapshot: Snapshot) -> dict[str, Any]:
-    return {"params": snapshot.params, "opt_state": snapshot.opt_state, "best": snapshot.best}
+    kept = {} if snapshot.kept is None else {"kept": snapshot.kept}
+    return {"params": snapshot.params, "opt_state": snapshot.opt_state, "best": snapshot.best, **kept}
 
 
 def _save_args(state: dict[str, Any], progress: dict) -> ocp.args.Composite:
@@ -240,8 +241,18 @@ def _is_intact(manager: ocp.CheckpointManager, step: int, saved: dict[str, Any])
     return True
 
 
-def load_best_params(workdir: Path) -> tuple[int, dict]:
-    """Step and parameters (NumPy) of the best step of the run in `workdir`, from its newest intact checkpoint.
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The parameters (NumPy) of a run's best step, what was kept beside them, and what was calibrated there."""
+
+    step: int
+    params: dict
+    kept: dict | None
+    calibration: Any
+
+
+def load_best(workdir: Path) -> Best:
+    """The best step of the run in `workdir`, from its newest intact checkpoint.
 
     Raises:
       UserError: the run has no intact checkpoint that has been evaluated.
@@ -251,13 +262,14 @@ def load_best_params(workdir: Path) -> tuple[int, dict]:
     manager = _manager(workdir, read_only=True)
     try:
         for step in sorted(manager.all_steps(), reverse=True):
-            saved = _saved_shapes(workdir, step, ("best",))
+            items = [name for name in ("best", "kept") if (workdir / FOLDER / str(step) / name).is_dir()]
+            saved = _saved_shapes(workdir, step, items)
             snapshot = _restore_intact(manager, step, saved or {"best": None})
-            best_step = snapshot and snapshot.progress.get("best_step")
-            if best_step is not None:
+            if snapshot and (own := snapshot.progress["members"][0])["best_step"] is not None:
                 if not (workdir / RESULTS_FILE).exists():
-                    notice(f"{workdir} is not finished (it has no {RESULTS_FILE}): its best step so far, {best_step}, is used.")
-                return best_step, jax.tree.map(np.asarray, snapshot.best)
+                    notice(f"{workdir} is not finished (it has no {RESULTS_FILE}): its best step so far, {own['best_step']}, is used.")
+                params = jax.tree.map(lambda leaf: np.asarray(leaf)[0], snapshot.best)
+                return Best(own["best_step"], params, snapshot.kept and jax.tree.map(np.asarray, snapshot.kept), own["calibration"])
     finally:
         manager.close()
     raise UserError(f"{workdir} holds no complete checkpoint: run its training first.")
@@ -278,53 +290,3 @@ def _shapes(tree: Any) -> dict[str, tuple]:
     """Shape and type of every array, under a path that is the same for a named tuple and the dict it was saved as."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(a.shape), jnp.dtype(a.dtype)) for path, a in flat}
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderCard:
-    """What belongs to an encoder besides its weights.
-
-    Attributes:
-      model: the config fields that fix its shapes.
-      frontend: its feature normalisation.
-      corpus: name of the corpus it was trained on.
-      emotions: the corpus's emotions.
-      recordings: the training recordings it has seen.
-      classes: what the run's head answers; empty for a pretraining.
-    """
-
-    model: dict
-    frontend: Frontend
-    corpus: str
-    emotions: tuple[str, ...]
-    recordings: tuple[str, ...]
-    classes: tuple[str, ...] = ()
-
-    def save(self, workdir: Path) -> None:
-        table = {
-            "model": self.model,
-            "frontend": self.frontend.to_json(),
-            "corpus": self.corpus,
-            "emotions": list(self.emotions),
-            "recordings": list(self.recordings),
-            "classes": list(self.classes),
-        }
-        write_atomically(workdir / ENCODER_FILE, json.dumps(table, indent=1, allow_nan=False))
-
-    @classmethod
-    def load(cls, workdir: Path) -> EncoderCard:
-        """Raises UserError where `workdir` is not that of a run that has trained an encoder."""
-        file = workdir / ENCODER_FILE
-        if not file.is_file() or not (workdir / FOLDER).is_dir():
-            raise UserError(f"init_from is '{workdir}', which holds no checkpoint: give the workdir of a finished pretraining.")
-        try:
-            table = json.loads(file.read_text(encoding="utf-8"))
-            names = [table["frontend"]["names"], [table["corpus"]], table["emotions"], table["recordings"], table["classes"]]
-            if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in names):
-                raise ValueError("a list of names is something else")
-            frontend = Frontend.from_json(table["frontend"])
-            if not (frontend.prior >= 0 and 0 < frontend.clip < math.inf and frontend.pool >= 1 and frontend.stack >= 1):
-                raise ValueError("the frontend is out of range")
-            return cls(dict(table["model"]), frontend, table["corpus"], *map(tuple, names[2:]))
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-            raise UserError(f"{file} is damaged ({type(error).__name__}): pretrain anew.") from error

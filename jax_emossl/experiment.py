@@ -1,144 +1,131 @@
-"""From a config to the pieces of a run: corpus, frontend, objective, segments, and the encoder to start from."""
+"""From a config to the pieces of a training: corpus, frontend, objective, segments, and what it starts from."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 
-from jax_emossl import checkpoint, mesh, objectives
-from jax_emossl.checkpoint import EncoderCard
+from jax_emossl import checkpoint, encoders, objectives, representation
+from jax_emossl.card import Card
 from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import UNLABELLED, Corpus
 from jax_emossl.errors import UserError, notice
-from jax_emossl.model import TransformerEncoder
-from jax_emossl.objectives import Objective, Params
-from jax_emossl.optimizer import STRATEGIES
+from jax_emossl.loop import Member, run_keys
+from jax_emossl.objectives import Objective, Params, Variables
+from jax_emossl.optimizer import Rates
 
-_ANY = float("inf")
-_RANGES = {
-    "data.norm_prior": (0, _ANY),
-    "data.clip": (1e-3, 1e6),
-    "data.pool": (1, 10_000),
-    "data.stack": (1, 10_000),
-    "data.bucket_growth": (1.01, 100),
-    "model.width": (1, _ANY),
-    "model.layers": (1, _ANY),
-    "model.heads": (1, _ANY),
-    "train.share": (0, 1),
-    "train.dropout": (0, 0.99),
-    "train.crop": (0, _ANY),
-    "train.steps": (1, 2**31 - 1),
-    "train.learning_rate": (0, 1e30),
-    "train.encoder_factor": (0, 1e6),
-    "train.probe_steps": (0, 2**31 - 1),
-    "train.warmup_steps": (0, 2**31 - 1),
-    "train.weight_decay": (0, 1e6),
-    "train.b2": (0, 1),
-    "train.clip_norm": (1e-9, _ANY),
-    "train.eval_every": (1, _ANY),
-    "train.patience": (0, _ANY),
-    "train.log_every": (1, _ANY),
-}
-_FRONTEND_FIELDS = {"norm_prior": "prior", "clip": "clip", "pool": "pool", "stack": "stack"}
+FOLDS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The pieces of one run; `encoder` holds the parameters it starts from, None for random ones."""
+    """The pieces of one training.
+
+    Attributes:
+      encoder: parameters of the encoder it starts from; None for random ones.
+      seen: recordings on which these were trained.
+    """
 
     config: ml_collections.ConfigDict
     corpus: Corpus
     frontend: Frontend
     objective: Objective
     encoder: Params | None
-    seen: tuple[str, ...] = ()  # recordings on which `encoder` was trained
+    seen: tuple[str, ...] = ()
 
     @property
     def arm(self) -> str:
-        """The run's name in results (see `results.ARMS`)."""
-        if self.config.objective.name != "emotion":
+        """The run's name in results: `pretrain`, or the arm that it is one run of."""
+        if not self.objective.labelled:
             return "pretrain"
-        if self.encoder is None:
-            return "scratch"
-        return "frozen" if self.config.train.strategy == "frozen" else "pretrained"
+        return "scratch" if self.encoder is None else "pretrained"
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """What the head answers; empty for a pretraining."""
-        return getattr(self.objective, "classes", ())
-
-    def training_segments(self) -> Segments:
-        """The training fold's segments within the label budget, and the unlabelled stretches where asked for."""
-        if self.config.train.unlabelled:
-            folds = ["train", *([UNLABELLED] if UNLABELLED in self.corpus.folds else [])]
-            segments = Segments(self.corpus, folds, self.frontend)
-            order = np.random.default_rng(self.config.seed).permutation(len(segments))
-            return segments.take(np.sort(order[: max(1, round(self.config.train.share * len(segments)))]))
-        subset = label_budget.choose(self.corpus.fold("train").labels, self.config.num_labels, self.config.seed)
-        return self.segments("train").take(subset)
+    def sizes(self) -> tuple[int, float]:
+        """Batch size and growth of padded lengths, as `predict` takes them."""
+        return self.config.train.batch_size, self.config.data.bucket_growth
 
     def segments(self, fold: str) -> Segments:
         return Segments(self.corpus, [fold], self.frontend)
 
-    def card(self) -> EncoderCard:
+    def training_segments(self) -> Segments:
+        """The training fold's segments within the label budget or, without labels, a share of them and of the unlabelled stretches."""
+        config = self.config
+        if self.objective.labelled:
+            return self.segments("train").take(label_budget.choose(self.corpus.fold("train").labels, config.num_labels, config.seed))
+        unlabelled = [UNLABELLED] if config.train.unlabelled and UNLABELLED in self.corpus.folds else []
+        segments = Segments(self.corpus, ["train", *unlabelled], self.frontend)
+        order = np.random.default_rng(config.seed).permutation(len(segments))
+        return segments.take(np.sort(order[: max(1, round(config.train.share * len(segments)))]))
+
+    def card(self) -> Card:
         seen = tuple(sorted({*self.seen, *self.corpus.train_recordings}))
-        return EncoderCard(self.config.model.to_dict(), self.frontend, self.corpus.name, self.corpus.emotions, seen, self.classes)
+        own = Card(self.config.model.to_dict(), self.frontend, self.corpus.name, self.corpus.emotions, seen)
+        if not self.objective.labelled:
+            return own
+        labels = self.config.num_labels or len(self.corpus.fold("train"))
+        return dataclasses.replace(own, head=self.objective.head, classes=self.objective.classes, num_labels=labels)
+
+    def params(self) -> Params:
+        """Initial parameters (NumPy), with the encoder it starts from."""
+        params = jax.device_get(_init(self.objective, run_keys(self.config.seed)[0], self.frontend.dimension))
+        return params if self.encoder is None else {**params, "encoder": self.encoder}
+
+    def start(self) -> tuple[Variables, Params | None]:
+        """Initial variables, and of them what `constants` needs for other folds."""
+        params = self.params()
+        if not self.objective.labelled:
+            return {"params": params, "constants": {}}, None
+        segments = {fold: self.segments(fold) for fold in FOLDS}
+        vectors = representation.represent(self.objective.encoder, params["encoder"], segments, *self.sizes)
+        toward = representation.overall(vectors["train"])
+        constants = representation.standards(vectors, segments, toward)
+        return {"params": params, "constants": constants}, {"encoder": params["encoder"], **toward}
+
+    def constants(self, kept: Params, segments: Mapping[str, Segments]) -> Params:
+        """The constants of a run for these folds' recordings, from what it kept of its start."""
+        vectors = representation.represent(self.objective.encoder, kept["encoder"], segments, *self.sizes)
+        return representation.standards(vectors, segments, kept)
+
+    def member(self, train: Segments, valid: Segments, variables: Variables) -> Member:
+        """This training, for `loop.fit`."""
+        settings = self.config.train
+        return Member(self.config.seed, train, valid, variables, Rates.make(settings), self.frontend.steps(settings.crop))
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "dimension"))
+def _init(objective: Objective, key: jax.Array, dimension: int) -> Params:
+    example = {"features": np.zeros((1, 2, dimension), np.float32), "num_steps": np.full(1, 2, np.int32)}
+    return objective.init(key, example)
 
 
 def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None, frontend: Frontend | None = None) -> Experiment:
     """Loads what the config names; a `corpus` or `frontend` at hand takes the place of the config's.
 
     Raises:
-      UserError: the config contradicts itself, the corpus or the checkpoint.
+      UserError: the config contradicts the corpus or the checkpoint.
     """
-    _check(config)
     corpus = corpus or corpora.load(config.data)
-    model = config.model
-    encoder = TransformerEncoder(model.width, model.layers, model.heads, config.train.dropout)
     params, seen = None, ()
-    if config.init_from:
+    if config.get("init_from"):
         frontend, params, seen = _transfer(config, corpus)
-    elif frontend is None:
-        frontend = _new_frontend(config.data, corpus)
-    objective = objectives.make(config.objective, corpus, encoder, frontend.dimension)
-    return Experiment(config, corpus, frontend, objective, params, seen)
-
-
-def _check(config: ml_collections.ConfigDict) -> None:
-    """Refuses fields out of range, before anything is opened."""
-    if config.init_from == "REQUIRED":
-        raise UserError("init_from is not given: name the workdir of a pretraining with --config.init_from=DIR.")
-    mesh.check_batch_size(config.train.batch_size)
-    objectives.check_choice("train.strategy", config.train.strategy, STRATEGIES)
-    if config.train.unlabelled and (config.num_labels or config.objective.name == "emotion"):
-        raise UserError("train.unlabelled is for training without labels: set it to False to train on emotion labels.")
-    for name, (low, high) in _RANGES.items():
-        group, field = name.split(".")
-        value = config[group].get(field)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"{name} is {value}, but must lie between {low:g} and {high:g}.")
-    if config.train.share < 1 and not config.train.unlabelled:
-        raise UserError("train.share is for training without labels: set num_labels to train on fewer labels.")
-    if config.seed < 0:
-        raise UserError(f"seed is {config.seed}, but must be 0 or more.")
-    model = config.model
-    if model.width % (2 * model.heads):
-        raise UserError(f"model.width is {model.width}, but must be a positive multiple of twice the {model.heads} heads.")
-
-
-def _new_frontend(data: ml_collections.ConfigDict, corpus: Corpus) -> Frontend:
-    return Frontend(corpus.features, corpus.train_statistics, data.norm_prior, data.clip, data.pool, data.stack)
+    frontend = frontend or Frontend.make(config.data, corpus)
+    encoder = encoders.make(config.model, config.train.dropout)
+    return Experiment(config, corpus, frontend, objectives.make(config.objective, encoder, frontend, corpus), params, seen)
 
 
 def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Frontend, Params, tuple[str, ...]]:
     """The frontend and the encoder parameters of `config.init_from`, and nothing else of it; and what they have seen."""
     source = Path(config.init_from)
-    card = EncoderCard.load(source)
+    card = Card.load(source)
     card.frontend.check_features(corpus.features, source)
     for field, value in card.model.items():
         if config.model.get(field) != value:
@@ -146,16 +133,15 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
                 f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}."
             )
     check_held_out(card, corpus, source)
-    for field, attribute in _FRONTEND_FIELDS.items():
-        value = getattr(card.frontend, attribute)
-        if config.data[field] != value:
-            notice(f"data.{field}={value} is the checkpoint's and takes the place of the config's {config.data[field]}.")
+    own = Frontend.make(config.data, corpus).settings()
+    for field, value in card.frontend.settings().items():
+        if own[field] != value:
+            notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {own[field]:g}.")
             config.data[field] = value
-    _, params = checkpoint.load_best_params(source)
-    return card.frontend, params["encoder"], card.recordings
+    return card.frontend, checkpoint.load_best(source).params["encoder"], card.recordings
 
 
-def check_held_out(card: EncoderCard, corpus: Corpus, source: Path) -> None:
+def check_held_out(card: Card, corpus: Corpus, source: Path) -> None:
     """Refuses folds that hold out a recording on which the encoder of `source` was trained."""
     held_out = {r for fold in ("valid", "test") for r in corpus.fold(fold).recordings}
     leaked = sorted(held_out & set(card.recordings))

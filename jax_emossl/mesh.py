@@ -1,14 +1,15 @@
-"""One axis of devices, `data`: rows of a batch are sharded over it, everything else is replicated."""
+"""Two axes of devices: members of a sweep are shared out over `members`, the rows of their batches over `data`."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -17,9 +18,11 @@ from jax_emossl.errors import UserError
 
 
 @functools.cache
-def data_mesh() -> Mesh:
-    """All devices of all processes."""
-    return Mesh(np.array(jax.devices()), ("data",))
+def make(members: int) -> Mesh:
+    """All devices: as many as divide them go to the members, the rest to the rows of each."""
+    devices = jax.device_count()
+    shares = max(n for n in range(1, min(members, devices) + 1) if devices % n == 0)
+    return Mesh(np.array(jax.devices()).reshape(shares, -1), ("members", "data"))
 
 
 def use_cpu_cores(batch_sizes: Sequence[int]) -> None:
@@ -34,22 +37,46 @@ def use_cpu_cores(batch_sizes: Sequence[int]) -> None:
             jax.config.update("jax_num_cpu_devices", devices)
 
 
-def shard(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows, placed on its devices as its part of the global batch."""
-    sharding = NamedSharding(data_mesh(), PartitionSpec("data"))
+def padded(items: Sequence, mesh: Mesh) -> list:
+    """Members, the first repeated, until the devices can share them equally."""
+    return [*items, *[items[0]] * (-len(items) % mesh.shape["members"])]
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree whose arrays have a leading axis of members."""
+    on_device = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(trees[0]))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves) if on_device else np.stack(leaves), *trees)
+
+
+def member(stacked: Any, i: int) -> Any:
+    """One member's tree."""
+    return jax.tree.map(lambda leaf: leaf[i], stacked)
+
+
+def place_members(tree: Any, mesh: Mesh) -> Any:
+    """Stacked values (M, ...), each member's on its devices."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("members")))
+
+
+def keep_members(tree: Any, mesh: Mesh) -> Any:
+    """The same within a compiled program, whatever the compiler would like better."""
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec("members")))
+
+
+def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows (M, B, ...), placed on its devices as its part of the global batch."""
+    sharding = NamedSharding(mesh, PartitionSpec("members", "data"))
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
-def replicate(tree: Any) -> Any:
+def replicate(tree: Any, mesh: Mesh) -> Any:
     """The same values on every device."""
-    return jax.device_put(tree, NamedSharding(data_mesh(), PartitionSpec()))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def gather(rows: jax.Array) -> np.ndarray:
-    """All rows of a sharded array, on every process."""
-    if jax.process_count() > 1:
-        rows = multihost_utils.process_allgather(rows, tiled=True)
-    return np.asarray(rows)
+    """A sharded array as a whole, on every process."""
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True) if jax.process_count() > 1 else rows)
 
 
 def process() -> tuple[int, int]:
@@ -57,8 +84,35 @@ def process() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def check_batch_size(batch_size: int) -> None:
+def each(function: Callable, mesh: Mesh) -> Callable:
+    """`function(shared, *own)` of one member, for stacked members: every share of the devices does its own.
+
+    An accelerator does its share in one go. A CPU core is full with one member, so there they take turns, which keeps the
+    matrix products plain and in cache.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+
+    def share(shared, *own):
+        if len(jax.tree.leaves(own)[0]) == 1:
+            return jax.tree.map(lambda leaf: leaf[None], function(shared, *member(own, 0)))
+        if on_cpu:
+            return jax.lax.map(lambda one: function(shared, *one), own)
+        return jax.vmap(functools.partial(function, shared))(*own)
+
+    if mesh.shape["members"] == 1:
+        return share
+
+    def split(shared, *own):
+        specs = PartitionSpec(), *[PartitionSpec("members")] * len(own)
+        return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("members"), axis_names={"members"}, check_vma=False)(
+            shared, *own
+        )
+
+    return split
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Refuses a batch that the devices cannot share equally."""
-    devices = jax.device_count()
+    devices = mesh.shape["data"]
     if batch_size < 1 or batch_size % devices:
         raise UserError(f"train.batch_size is {batch_size}, but must be a positive multiple of the {devices} devices.")

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, and an encoder that may learn slower, later or not at all."""
+"""AdamW with warm-up and cosine decay, and an encoder that may learn later or not at all."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_emossl.errors import UserError
-
-STRATEGIES = ("full", "frozen", "probe-then-full")
+STRATEGIES = ("full", "probe", "probe-then-full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Optimizer:
 
     Attributes:
       b2: Adam's decay of the second moment.
-      weight_decay: decoupled, on weight matrices only.
+      weight_decay: decoupled, on weight matrices only, which biases and scales are not.
       clip_norm: largest global norm of the gradient.
       warmup_steps: linear warm-up, of the encoder again from the step at which it thaws.
       steps: length of the cosine decay to 0.
@@ -55,7 +54,7 @@ class Optimizer:
         since_thaw = step - rates.probe_steps + 1
         warm = jnp.clip(since_thaw / max(self.warmup_steps, 1), 0.0, 1.0)
         thawed = jnp.where(rates.probe_steps > 0, warm, 1.0)  # without a probe the schedule's own warm-up is enough
-        return rate * rates.encoder_factor * thawed, rate
+        return rate * rates.trains_encoder * thawed, rate
 
     def apply(self, gradients: Any, opt_state: Any, params: dict, rates: Rates, step: Int[Array, ""]) -> tuple[dict, Any]:
         """Parameters and optimiser state after one step."""
@@ -74,19 +73,17 @@ class Rates:
 
     Attributes:
       learning_rate: peak.
-      encoder_factor: the encoder's learning rate over the head's.
+      trains_encoder: 1, or 0 for a probe, which leaves the encoder as it is.
       probe_steps: steps during which the encoder is frozen.
     """
 
     learning_rate: Float[Array, ""]
-    encoder_factor: Float[Array, ""]
+    trains_encoder: Float[Array, ""]
     probe_steps: Int[Array, ""]
 
     @classmethod
     def make(cls, settings: ml_collections.ConfigDict) -> Rates:
-        """From `config.train`, whose strategy is 'full', 'frozen' (a probe) or 'probe-then-full' (LP-FT, Kumar et al. 2022)."""
-        if settings.strategy not in STRATEGIES:
-            raise UserError(f"train.strategy is '{settings.strategy}': choose one of {', '.join(STRATEGIES)}.")
-        factor = 0.0 if settings.strategy == "frozen" else settings.encoder_factor
-        probe = settings.probe_steps if settings.strategy == "probe-then-full" else 0
-        return cls(jnp.float32(settings.learning_rate), jnp.float32(factor), jnp.int32(probe))
+        """From `config.train`; 'probe-then-full' is LP-FT (Kumar et al. 2022, arXiv 2202.10054). A pretraining has no strategy."""
+        strategy = settings.get("strategy", "full")
+        probe_steps = settings.probe_steps if strategy == "probe-then-full" else 0
+        return cls(np.float32(settings.learning_rate), np.float32(strategy != "probe"), np.int32(probe_steps))

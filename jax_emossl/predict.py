@@ -1,30 +1,108 @@
-"""An objective's outputs over a whole fold."""
+"""The predictor: outputs of one or many members over whole folds, on the devices."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
-from jax_emossl import mesh
-from jax_emossl.data.batches import Segments
-from jax_emossl.data.indices import Sampler
-from jax_emossl.objectives import Objective, Outputs, Params
-
-
-@functools.partial(jax.jit, static_argnames="objective")
-def _predict(objective: Objective, params: Params, batch: dict[str, jax.Array]) -> Outputs:
-    return objective.predict(params, batch)
+from jax_emossl import mesh as meshes
+from jax_emossl.data.batches import Batch, Segments
+from jax_emossl.data.indices import Sampler, Selection
+from jax_emossl.layers import valid_steps
+from jax_emossl.objectives import Outputs, Variables
 
 
-def predict(objective: Objective, params: Params, segments: Segments, batch_size: int, growth: float) -> dict[str, np.ndarray]:
-    """The objective's outputs for every segment, in the segments' order."""
-    outputs: dict[str, np.ndarray] = {}
-    for selection in Sampler(segments.lengths, batch_size, growth=growth).in_order():
-        batch = mesh.shard(segments.gather(selection.shard(*mesh.process())))
-        kept = selection.segments[selection.weight > 0]
-        for name, values in _predict(objective, params, batch).items():
-            values = mesh.gather(values)[: len(kept)]
-            outputs.setdefault(name, np.zeros((len(segments), *values.shape[1:]), values.dtype))[kept] = values
-    return objective.finish(params, outputs, segments)
+class Predicts(Protocol):
+    """An objective, or anything else that is hashable and has this method."""
+
+    def predict(self, variables: Variables, batch: Batch) -> Outputs:
+        """Outputs per row, independent of the other rows and of padding."""
+
+
+class Resident:
+    """The model steps of some folds' segments, one after another, on every device.
+
+    Attributes:
+      steps: (N, D).
+    """
+
+    def __init__(self, folds: Sequence[Segments]):
+        self._first, arrays, total = {}, [], 0
+        for fold in folds:
+            self._first[fold.whole] = total + np.concatenate([[0], np.cumsum(fold.whole.lengths)[:-1]])
+            arrays += [fold.whole.steps(i) for i in range(len(fold.whole))]
+            total += int(fold.whole.lengths.sum())
+        self.steps: Float[Array, "n d"] = meshes.replicate(np.concatenate(arrays), meshes.make(1))
+
+    def gather(self, segments: Segments, selection: Selection) -> Batch:
+        """The batch of a selection, whose features are named by their `places` (B, T) among `steps`."""
+        rest = segments.gather_all_but_features(selection)
+        first = self._first[segments.whole][segments.positions[selection.segments]] + selection.starts
+        steps = np.minimum(np.arange(selection.length), rest["num_steps"][:, None] - 1)
+        return {"places": (first[:, None] + steps).astype(np.int32), **rest}
+
+
+def with_features(steps: Float[Array, "n d"] | None, batch: Batch) -> Batch:
+    """A batch that has its features (B, T, D), taken from `steps` where it only names their places."""
+    if "places" not in batch:
+        return batch
+    places = batch["places"]
+    valid = valid_steps(batch["num_steps"], places.shape[1])[..., None]
+    return {"features": jnp.where(valid, steps[places], 0), **{name: value for name, value in batch.items() if name != "places"}}
+
+
+@functools.partial(jax.jit, static_argnames=("predicts", "mesh"))
+def _predict(predicts: Predicts, mesh: Mesh, steps, variables: Variables, batch: Batch) -> Outputs:
+    return meshes.each(lambda steps, v, b: predicts.predict(v, with_features(steps, b)), mesh)(steps, variables, batch)
+
+
+def predict_stacked(
+    predicts: Predicts, mesh: Mesh, variables: Variables, parts: Sequence[Segments], batch_size: int, growth: float,
+    resident: Resident | None = None,
+) -> list[dict[str, np.ndarray]]:  # fmt: skip
+    """The outputs of stacked variables (M, ...), each member's for segments of its own, in the segments' order.
+
+    Args:
+      resident: holds all the segments; without it, features are sent batch by batch.
+    """
+    gather = resident.gather if resident else Segments.gather
+    steps = meshes.replicate(resident.steps, mesh) if resident else None  # where they are already
+    plans = [list(Sampler(part.lengths, batch_size, growth=growth).in_order()) for part in parts]
+    outputs: list[dict[str, np.ndarray]] = [{} for _ in parts]
+
+    def keep(turn: int, made: Outputs) -> None:
+        for name, values in made.items():
+            for plan, own, part, value in zip(plans, outputs, parts, meshes.gather(values), strict=True):
+                if turn < len(plan):
+                    kept = plan[turn].segments[plan[turn].weight > 0]
+                    own.setdefault(name, np.zeros((len(part), *value.shape[1:]), value.dtype))[kept] = value[: len(kept)]
+
+    before = None
+    for turn in range(max(map(len, plans))):
+        selections = [plan[min(turn, len(plan) - 1)] for plan in plans]
+        length = max(selection.length for selection in selections)
+        rows = [gather(part, own.padded(length).shard(*meshes.process())) for part, own in zip(parts, selections, strict=True)]
+        made = _predict(predicts, mesh, steps, variables, meshes.place_rows(meshes.stack(rows), mesh))
+        if before:  # the devices never wait for the host
+            keep(turn - 1, before)
+        before = made
+    keep(turn, before)
+    return outputs
+
+
+def predict(
+    predicts: Predicts, variables: Sequence[Variables], parts: Sequence[Segments], batch_size: int, growth: float,
+    resident: Resident | None = None,
+) -> list[dict[str, np.ndarray]]:  # fmt: skip
+    """As `predict_stacked`, of a list of variables."""
+    mesh = meshes.make(len(variables))
+    placed = meshes.place_members(meshes.stack(meshes.padded(variables, mesh)), mesh)
+    outputs = predict_stacked(predicts, mesh, placed, meshes.padded(parts, mesh), batch_size, growth, resident)
+    return outputs[: len(variables)]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_emossl.data.prepared import Corpus
 from jax_emossl.data.statistics import Statistics
 from jax_emossl.errors import UserError
 
@@ -23,6 +25,7 @@ class Frontend:
       clip: normalised values are clipped to [-clip, clip].
       pool: consecutive frames averaged into one.
       stack: consecutive pooled frames concatenated into one model step.
+      frame_seconds: duration of a frame; the mean one of words.
     """
 
     names: tuple[str, ...]
@@ -31,6 +34,14 @@ class Frontend:
     clip: float
     pool: int
     stack: int
+    frame_seconds: float
+
+    @classmethod
+    def make(cls, data: ml_collections.ConfigDict, corpus: Corpus) -> Frontend:
+        """That of `config.data` for a corpus, whose training fold normalises; it takes as many frames as come nearest to its seconds."""
+        pool = max(1, round(data.pool / corpus.frame_seconds))
+        stack = max(1, round(data.stack / (pool * corpus.frame_seconds)))
+        return cls(corpus.features, corpus.train_statistics, data.norm_prior, data.clip, pool, stack, corpus.frame_seconds)
 
     @property
     def dimension(self) -> int:
@@ -40,6 +51,10 @@ class Frontend:
     @property
     def frames_per_step(self) -> int:
         return self.pool * self.stack
+
+    def steps(self, seconds: float) -> int:
+        """Model steps that come nearest to a positive duration, at least 1; 0 for 0."""
+        return max(1, round(seconds / (self.frames_per_step * self.frame_seconds))) if seconds else 0
 
     def num_steps(self, num_frames: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
         return -(-num_frames // self.frames_per_step)
@@ -81,6 +96,11 @@ class Frontend:
                     f"{source} was trained on feature '{own}' where the corpus has '{other}': use the same features in the same order."
                 )
 
+    def settings(self) -> dict[str, float]:
+        """The fields of `config.data` that make this frontend."""
+        pool = self.pool * self.frame_seconds
+        return {"norm_prior": self.prior, "clip": self.clip, "pool": pool, "stack": self.stack * pool}
+
     def to_json(self) -> dict:
         return {
             "names": list(self.names),
@@ -90,13 +110,16 @@ class Frontend:
             "clip": self.clip,
             "pool": self.pool,
             "stack": self.stack,
+            "frame_seconds": self.frame_seconds,
         }
 
     @classmethod
     def from_json(cls, table: dict) -> Frontend:
         prior = np.inf if table["prior"] is None else float(table["prior"])
-        statistics = Statistics.from_json(table["train"])
-        frontend = cls(tuple(table["names"]), statistics, prior, float(table["clip"]), int(table["pool"]), int(table["stack"]))
-        if len(statistics.mean) != len(frontend.names):
+        train, names = Statistics.from_json(table["train"]), tuple(table["names"])
+        clip, pool, stack, frame_seconds = float(table["clip"]), int(table["pool"]), int(table["stack"]), float(table["frame_seconds"])
+        if not (prior >= 0 and 0 < clip < np.inf and pool >= 1 and stack >= 1 and 0 < frame_seconds < np.inf):
+            raise ValueError("the frontend is out of range")
+        if len(train.mean) != len(names):
             raise ValueError("the statistics and the features differ in number")
-        return frontend
+        return cls(names, train, prior, clip, pool, stack, frame_seconds)

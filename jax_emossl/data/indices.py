@@ -34,7 +34,11 @@ class Selection:
     def shard(self, process: int, processes: int) -> Selection:
         """This process's equal share of the rows."""
         rows = slice(process * len(self.segments) // processes, (process + 1) * len(self.segments) // processes)
-        return Selection(self.segments[rows], self.starts[rows], self.weight[rows], self.length)
+        return dataclasses.replace(self, segments=self.segments[rows], starts=self.starts[rows], weight=self.weight[rows])
+
+    def padded(self, length: int) -> Selection:
+        """The same rows, padded to `length` steps."""
+        return dataclasses.replace(self, length=length)
 
 
 @functools.cache
@@ -58,12 +62,14 @@ class Sampler:
       batch_size: rows of every batch; the last of an epoch is filled with rows of weight 0.
       crop: longest piece of a segment, in model steps, at a random place; 0 never crops.
       growth: ratio of successive padded lengths (see `padded_length`).
+      length: padded length of every batch that is not cropped; 0 = that of its bucket.
     """
 
     lengths: Int[np.ndarray, "s"]
     batch_size: int
     crop: int = 0
     growth: float = 1.25
+    length: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,6 +107,7 @@ class Sampler:
         segments = np.concatenate([segments, np.repeat(segments[:1], missing)])
         lengths = self.lengths[segments]
         if rng is None or not self.crop:
-            return Selection(segments, np.zeros_like(segments), weight, padded_length(int(lengths.max()), self.growth))
+            length = self.length or padded_length(int(lengths.max()), self.growth)
+            return Selection(segments, np.zeros_like(segments), weight, length)
         starts = rng.integers(0, np.maximum(lengths - self.crop, 0) + 1)
         return Selection(segments, starts, weight, self.crop)

@@ -60,6 +60,10 @@ class Corpus:
     folds: Mapping[str, Fold]
     summary: Mapping
 
+    @property
+    def frame_seconds(self) -> float:
+        return self.hop or self.train_statistics.seconds / sum(len(f.frames) for n, f in self.folds.items() if n.startswith("train"))
+
     def fold(self, name: str) -> Fold:
         if name not in self.folds:
             raise UserError(f"{self.path} has no fold '{name}': choose one of {', '.join(self.folds)}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from jax_emossl import metrics
-from jax_emossl.data.batches import Segments
+from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
+from jax_emossl.layers import Dense, Dropout
 from jax_emossl.metrics import Report
-from jax_emossl.model import SegmentHead, TransformerEncoder, pool_statistics
-from jax_emossl.objectives import Batch, Outputs, Params, check_choice, regression_loss
+from jax_emossl.objectives import Batch, LabelledObjective, Outputs, Params, Variables, regression_loss
 
 NEUTRAL = "neutral"
-_SMALLEST_SCALE = 1e-3
 
 
 def category_names(labels: Float[np.ndarray, "s e"], emotions: Sequence[str]) -> list[str]:
@@ -31,127 +31,108 @@ def category_names(labels: Float[np.ndarray, "s e"], emotions: Sequence[str]) ->
 
 def resolve_head(head: str, labels: Float[np.ndarray, "s e"]) -> str:
     """'auto' becomes 'category' when no segment carries two emotions, else 'intensity'."""
-    check_choice("objective.head", head, ("auto", "intensity", "category"))
     if head != "auto":
         return head
     return "category" if ((labels > 0).sum(1) <= 1).all() else "intensity"
 
 
-def standardised(
-    vectors: Float[np.ndarray, "s p"], segments: Segments, toward: dict[str, Float[np.ndarray, "p"]]
-) -> Float[np.ndarray, "s p"]:
-    """Vectors of a fold's segments less the location of their recording, over its scale (see `standards`)."""
-    location, scale = standards(vectors, segments, toward)
-    return (vectors - location) / scale
+class SegmentHead(nn.Module):
+    """Linear read-out of standardised pooled statistics; it starts at 0."""
 
+    outputs: int
+    dropout: float = 0.0
 
-def standards(
-    pooled: Float[np.ndarray, "s p"], segments: Segments, toward: dict[str, Float[np.ndarray, "p"]]
-) -> tuple[Float[np.ndarray, "s p"], Float[np.ndarray, "s p"]]:
-    """Per segment, the location and scale of its recording's pooled statistics, shrunk `toward` the training fold's."""
-    toward_location, toward_scale = np.asarray(toward["location"]), np.asarray(toward["scale"])
-    location, scale = np.empty_like(pooled), np.empty_like(pooled)
-    for recording in np.unique(segments.recordings.astype(str)):
-        rows = segments.recordings == recording
-        weight = float(segments.reliance[rows][0])
-        location[rows] = weight * pooled[rows].mean(0) + (1 - weight) * toward_location
-        scale[rows] = np.sqrt(weight * pooled[rows].var(0) + (1 - weight) * toward_scale**2) + _SMALLEST_SCALE
-    return location, scale
+    @nn.compact
+    def __call__(self, standardised: Float[Array, "b p"], deterministic: bool = True) -> Float[Array, "b o"]:
+        x = Dropout(self.dropout)(standardised, deterministic)
+        return Dense(self.outputs, kernel_init=nn.initializers.zeros, name="readout")(x)
 
 
 class _Model(nn.Module):
-    encoder: TransformerEncoder
+    encoder: nn.Module
     outputs: int
     dropout: float
 
     def setup(self):
         self.head = SegmentHead(self.outputs, self.dropout)
 
-    def __call__(self, features, num_frames, location, scale, deterministic):
-        return self.head((self.pool(features, num_frames, deterministic) - location) / scale, deterministic)
-
-    def pool(self, features, num_frames, deterministic):
-        return pool_statistics(self.encoder(features, num_frames, None, deterministic), num_frames)
+    def __call__(self, features, num_steps, location, scale, deterministic):
+        pooled = self.encoder(features, num_steps, None, deterministic).pooled()
+        return self.head((pooled - location) / scale, deterministic)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Emotion:
-    """What both heads share; see `objectives.Objective`.
+class _Emotion(LabelledObjective):
+    """What both heads share.
 
-    The head reads the encoder's pooled statistics, standardised like the features: by the mean and the
-    deviation over the recording's segments, shrunk toward the training fold's with the weight that the
-    frontend's prior gives the recording. Speakers then differ less, and one learning rate suits every encoder.
-    Training keeps the standards of the initial encoder; a fold is predicted with those of the current one.
+    The head reads the encoder's pooled representation less the location of its recording, over its scale. These standards are
+    constants, those of the encoder as it was when training began, in training and in prediction alike. Speakers then differ
+    less, and one learning rate suits every encoder.
     """
 
-    encoder: TransformerEncoder
+    encoder: nn.Module
     emotions: tuple[str, ...]
     classes: tuple[str, ...]
     dropout: float
-    loss_name: str
     selection: str
+
+    def init(self, key: jax.Array, example: Batch) -> Params:
+        return self._model.init(key, example["features"], example["num_steps"], 0.0, 1.0, True)["params"]
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
+        scores, weight = self._scores(variables, batch, key), batch["weight"]
+        return jnp.sum(weight * self._row_loss(scores, batch["labels"])), weight.sum(), {}
+
+    def predict(self, variables: Variables, batch: Batch) -> Outputs:
+        return {"scores": self._scores(variables, batch)}
 
     @property
     def _model(self) -> _Model:
         return _Model(self.encoder, len(self.classes), self.dropout)
 
-    def init(self, key: jax.Array, batch: Batch, encoder: Params | None = None) -> Params:
-        params = self._model.init(key, batch["features"][:1], batch["num_frames"][:1], 0.0, 1.0, True)["params"]
-        params = params if encoder is None else {**params, "encoder": encoder}
-        pooled = self.predict(params, batch)["pooled"]
-        # Constants: no gradient reaches them, and only matrices are decayed.
-        return {**params, "standard": {"location": pooled.mean(0), "scale": pooled.std(0) + _SMALLEST_SCALE}}
-
-    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
-        inputs = (batch[name] for name in ("features", "num_frames", "location", "scale"))
-        scores = self._model.apply({"params": params}, *inputs, False, rngs={"dropout": key})
-        weight = batch["weight"]
-        return jnp.sum(weight * self._row_loss(scores, batch["labels"])), weight.sum(), {}
-
-    def predict(self, params: Params, batch: Batch) -> Outputs:
-        inputs = batch["features"], batch["num_frames"]
-        return {"pooled": self._model.apply({"params": params}, *inputs, True, method=_Model.pool)}
-
-    def finish(self, params: Params, outputs: Outputs, segments: Segments) -> Outputs:
-        inputs = standardised(outputs["pooled"], segments, params["standard"])
-        readout = {name: np.asarray(array) for name, array in params["head"]["readout"].items()}
-        return {"scores": inputs @ readout["kernel"] + readout["bias"], "standardised": inputs, **outputs}
-
-    def extra(
-        self, params: Params, train: Segments, background: Segments, predict: Callable[[], Outputs]
-    ) -> dict[str, Float[np.ndarray, "s p"]]:
-        location, scale = standards(predict()["pooled"], background, params["standard"])
-        first = {recording: i for i, recording in reversed(list(enumerate(background.recordings)))}
-        rows = [first[recording] for recording in train.recordings]
-        return {"location": location[rows], "scale": scale[rows]}
+    def _scores(self, variables: Variables, batch: Batch, dropout: jax.Array | None = None) -> Float[Array, "b c"]:
+        location, scale = (variables["constants"][name][batch["recording"]] for name in ("location", "scale"))
+        rngs = None if dropout is None else {"dropout": dropout}
+        params = {"params": variables["params"]}
+        return self._model.apply(params, batch["features"], batch["num_steps"], location, scale, dropout is None, rngs=rngs)
 
     def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True)
 class Intensity(_Emotion):
     """Regression to an intensity in [0, 3] per emotion, several at once: the seed paper's setting."""
 
+    loss_name: str = "huber"
+    head: str = "intensity"
+
     def target(self, labels: Float[np.ndarray, "s e"]) -> Float[np.ndarray, "s e"]:
-        """What scores are compared with: the intensities themselves."""
+        """The intensities themselves."""
         return labels
 
     def _row_loss(self, scores, labels):
-        return regression_loss(self.loss_name, scores, labels).mean(-1)
+        return regression_loss(self.loss_name)(scores, labels).mean(-1)
 
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> list[float | None]:
         """Presence thresholds per emotion."""
         return metrics.choose_thresholds(outputs["scores"], labels)
 
-    def metrics(self, outputs: Outputs, labels: np.ndarray, calibration: list[float | None]) -> Report:
+    def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: list[float | None]) -> Report:
         return metrics.intensity_report(outputs["scores"], labels, self.emotions, calibration)
 
-    def constant(self, outputs: Outputs, labels: np.ndarray, train_labels: np.ndarray) -> Report:
+    def constant(self, labels: np.ndarray, train_labels: np.ndarray) -> Report:
         return metrics.constant_intensity_report(labels, train_labels, self.emotions)
 
+    def read_out(self, strength: float) -> Ridge:
+        return Ridge(alpha=1 / strength)
 
+
+@dataclasses.dataclass(frozen=True)
 class Category(_Emotion):
     """Softmax over the classes of the training fold; neutral is the segment without any emotion."""
+
+    head: str = "category"
 
     def target(self, labels: Float[np.ndarray, "s e"]) -> Int[np.ndarray, "s"]:
         """Each segment's place in `classes`; `metrics.UNSEEN` and below for classes that are not there."""
@@ -168,29 +149,35 @@ class Category(_Emotion):
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> None:
         return None
 
-    def metrics(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
+    def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
         return metrics.category_report(outputs["scores"], self.target(labels), self.classes)
 
-    def constant(self, outputs: Outputs, labels: np.ndarray, train_labels: np.ndarray) -> Report:
+    def constant(self, labels: np.ndarray, train_labels: np.ndarray) -> Report:
         return metrics.constant_category_report(self.target(labels), self.target(train_labels), self.classes)
 
+    def read_out(self, strength: float) -> LogisticRegression:
+        return LogisticRegression(C=strength, max_iter=300)
 
-def make(config, corpus: Corpus, encoder: TransformerEncoder, dimension: int) -> Intensity | Category:
-    """The objective of `config.objective`, its classes those of the training fold."""
+
+_SELECTION = {
+    "category": ("uar", "f1_macro", "accuracy"),
+    "intensity": ("auroc", "mae", "accuracy4", "mae_positive", "concordance", "balanced_accuracy", "f1_weighted", "f1_macro"),
+}
+
+
+def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Intensity | Category:
+    """The objective of `config.objective`, its classes those of the training fold.
+
+    Raises:
+      UserError: the head that the labels ask for does not have the metric of `config.selection`.
+    """
     labels = corpus.fold("train").labels
     head = resolve_head(config.head, labels)
-    loss = check_choice("objective.loss", config.loss, ("l1", "l2", "huber"))
-    metric = config.selection or {"category": "uar", "intensity": "auroc"}[head]
-    if not 0 <= config.dropout <= 0.99:
-        raise UserError(f"objective.dropout is {config.dropout}: give a share between 0 and 0.99.")
+    metric = config.selection or _SELECTION[head][0]
+    if metric not in _SELECTION[head]:
+        raise UserError(f"objective.selection is '{metric}': choose one of {', '.join(_SELECTION[head])}.")
     if head == "intensity":
-        check_choice(
-            "objective.selection",
-            metric,
-            ("mae", "accuracy4", "mae_positive", "concordance", "balanced_accuracy", "f1_weighted", "f1_macro", "auroc"),
-        )
-        return Intensity(encoder, corpus.emotions, corpus.emotions, config.dropout, loss, metric)
-    check_choice("objective.selection", metric, ("uar", "f1_macro", "accuracy"))
+        return Intensity(encoder, corpus.emotions, corpus.emotions, config.dropout, metric, config.loss)
     present = set(category_names(labels, corpus.emotions))
     classes = tuple(name for name in dict.fromkeys((NEUTRAL, *corpus.emotions)) if name in present)
-    return Category(encoder, corpus.emotions, classes, config.dropout, loss, metric)
+    return Category(encoder, corpus.emotions, classes, config.dropout, metric)

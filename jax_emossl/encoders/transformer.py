@@ -1,50 +1,23 @@
-"""The transformer encoder and its heads (Flax linen); they know arrays only.
+"""A pre-norm transformer with rotary positions and a bias toward near steps.
 
-Shapes: B rows, T model steps, D input width, W model width, L layers, H heads.
+Shapes: B rows, T model steps, D input width, W model width, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from jax_emossl.encoders import Encoded
+from jax_emossl.layers import Dense, Dropout, valid_steps
 
 _MASKED_SCORE = -1e9
 _ROTARY_BASE = 1000.0
 _WRONG_WAY = 4.0
-
-
-def valid_steps(num_frames: Int[Array, "b"], length: int) -> Bool[Array, "b t"]:
-    """True for the first `num_frames` steps of every row, False for padding."""
-    return jnp.arange(length) < num_frames[:, None]
-
-
-class Dense(nn.Dense):
-    """nn.Dense over the last axis with all others merged: on CPU XLA runs that as one matrix product."""
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b w"]:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
-
-
-class Dropout(nn.Module):
-    """Inverted dropout drawn from random bytes, a quarter of the bits nn.Dropout asks for.
-
-    The rate is rounded to a multiple of 1/256.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*s"], deterministic: bool) -> Float[Array, "*s"]:
-        dropped = round(self.rate * 256)
-        if deterministic or dropped == 0:
-            return x
-        keep = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint8) >= dropped
-        return jnp.where(keep, x * (256 / (256 - dropped)), 0.0)
 
 
 def rotate(x: Float[Array, "b t h k"]) -> Float[Array, "b t h k"]:
@@ -100,7 +73,7 @@ class Layer(nn.Module):
         return x + drop(Dense(x.shape[-1])(hidden), deterministic)
 
 
-class TransformerEncoder(nn.Module):
+class Transformer(nn.Module):
     """Frame projection, mask embedding, and pre-norm transformer layers.
 
     Returns the residual stream before the first layer and after every layer: the representations that
@@ -116,48 +89,23 @@ class TransformerEncoder(nn.Module):
     def __call__(
         self,
         features: Float[Array, "b t d"],
-        num_frames: Int[Array, "b"],
+        num_steps: Int[Array, "b"],
         masked: Bool[Array, "b t"] | None = None,
         deterministic: bool = True,
-    ) -> list[Float[Array, "b t w"]]:
+    ) -> Encoded:
         """Encodes; steps that are `masked` are replaced by the mask embedding before anything sees them."""
         mask_embedding = self.param("mask_embedding", nn.initializers.normal(0.02), (self.width,))
         x = Dense(self.width, name="projection")(features)
         if masked is not None:
             x = jnp.where(masked[..., None], mask_embedding, x)
-        valid = valid_steps(num_frames, features.shape[1])
+        valid = valid_steps(num_steps, features.shape[1])
         outputs = [x]
         for i in range(self.layers):
             x = Layer(self.heads, self.dropout, name=f"layer_{i}")(x, valid, deterministic)
             outputs.append(x)
-        return outputs
+        return Encoded(tuple(outputs), num_steps)
 
 
-class Reconstruction(nn.Module):
-    """Predicts the features of every step from the last layer."""
-
-    @nn.compact
-    def __call__(self, outputs: Sequence[Float[Array, "b t w"]], dimension: int) -> Float[Array, "b t d"]:
-        return Dense(dimension)(nn.LayerNorm()(outputs[-1]))
-
-
-def pool_statistics(outputs: Sequence[Float[Array, "b t w"]], num_frames: Int[Array, "b"]) -> Float[Array, "b p"]:
-    """Mean and standard deviation over the valid steps of every layer's output, P = 2 (L + 1) W."""
-    stream = jnp.concatenate(list(outputs), -1)
-    valid = valid_steps(num_frames, stream.shape[1])[..., None]
-    count = jnp.maximum(num_frames, 1)[:, None]
-    mean = jnp.sum(jnp.where(valid, stream, 0), 1) / count
-    variance = jnp.sum(jnp.where(valid, (stream - mean[:, None]) ** 2, 0), 1) / count
-    return jnp.concatenate([mean, jnp.sqrt(variance + 1e-5)], -1)
-
-
-class SegmentHead(nn.Module):
-    """Linear read-out of standardised pooled statistics; it starts at 0."""
-
-    outputs: int
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, standardised: Float[Array, "b p"], deterministic: bool = True) -> Float[Array, "b o"]:
-        x = Dropout(self.dropout)(standardised, deterministic)
-        return Dense(self.outputs, kernel_init=nn.initializers.zeros, name="readout")(x)
+def make(model: ml_collections.ConfigDict, dropout: float) -> Transformer:
+    """The encoder of `config.model`."""
+    return Transformer(model.width, model.layers, model.heads, dropout)

@@ -1,0 +1,65 @@
+"""The card of a run: all that its encoder and its head need besides their weights, so that prediction needs no corpus."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jax_emossl.checkpoint import FOLDER
+from jax_emossl.data.frontend import Frontend
+from jax_emossl.errors import UserError
+from jax_emossl.workdir import write_atomically
+
+FILE = "card.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What belongs to a trained encoder besides its weights.
+
+    Attributes:
+      model: the config fields that fix its shapes.
+      frontend: its feature normalisation, with the names of the features and the duration of a frame.
+      corpus: name of the corpus it was trained on.
+      emotions: the corpus's emotions.
+      recordings: the training recordings it has seen.
+      head: the kind of answer, "" for a pretraining.
+      classes: what the head answers; empty for a pretraining.
+      num_labels: labelled segments it was trained on.
+      calibration: what was chosen on the validation fold; None until the training has ended.
+    """
+
+    model: dict
+    frontend: Frontend
+    corpus: str
+    emotions: tuple[str, ...]
+    recordings: tuple[str, ...]
+    head: str = ""
+    classes: tuple[str, ...] = ()
+    num_labels: int = 0
+    calibration: Any = None
+
+    def save(self, workdir: Path) -> None:
+        table = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {"frontend": self.frontend.to_json()}
+        write_atomically(workdir / FILE, json.dumps(table, indent=1, allow_nan=False))
+
+    @classmethod
+    def load(cls, workdir: Path) -> Card:
+        """Raises UserError where `workdir` is not that of a run that has trained an encoder."""
+        file = workdir / FILE
+        if not file.is_file() or not (workdir / FOLDER).is_dir():
+            raise UserError(f"init_from is '{workdir}', which holds no checkpoint: give the workdir of a finished pretraining.")
+        try:
+            table = json.loads(file.read_text(encoding="utf-8"))
+            lists = {name: table[name] for name in ("emotions", "recordings", "classes")}
+            parts = [*lists.values(), table["frontend"]["names"], [table["corpus"], table["head"]]]
+            if not all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in parts):
+                raise ValueError("a list of names is something else")
+            if not isinstance(table["num_labels"], int):
+                raise ValueError("the number of labels is none")
+            own = {"frontend": Frontend.from_json(table["frontend"]), "model": dict(table["model"])}
+            return cls(**table | {name: tuple(part) for name, part in lists.items()} | own)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+            raise UserError(f"{file} is damaged ({type(error).__name__}): train anew.") from error

@@ -1,0 +1,54 @@
+"""Networks that turn features into representations: one file each, found by its name (`config.model.name`).
+
+A file `encoders/<name>.py` offers `make(model, dropout)`, where `model` is `config.model`; it returns a Flax module that is called as
+`Encoder` says. Its parameters are the subtree `encoder` of every objective's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+import ml_collections
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_emossl.layers import pool_statistics
+
+
+class Encoded(NamedTuple):
+    """What an encoder says of B rows.
+
+    Attributes:
+      layers: representations (B, T, W) that heads read; the last is the network's output.
+      num_steps: (B,) valid steps of each.
+      summary: (B, W) one vector per row, where the network has one.
+    """
+
+    layers: tuple[Float[Array, "b t w"], ...]
+    num_steps: Int[Array, "b"]
+    summary: Float[Array, "b w"] | None = None
+
+    def pooled(self) -> Float[Array, "b p"]:
+        """Mean and deviation of every layer over the valid steps, and the summary where there is one."""
+        statistics = pool_statistics(self.layers, self.num_steps)
+        return statistics if self.summary is None else jnp.concatenate([statistics, self.summary], -1)
+
+
+class Encoder(Protocol):
+    """A Flax module; what it says of a row depends neither on other rows nor on padding."""
+
+    def __call__(
+        self,
+        features: Float[Array, "b t d"],
+        num_steps: Int[Array, "b"],
+        masked: Bool[Array, "b t"] | None = None,
+        deterministic: bool = True,
+    ) -> Encoded:
+        """Encodes; steps that are `masked` are hidden before anything sees them."""
+
+
+def make(model: ml_collections.ConfigDict, dropout: float) -> nn.Module:
+    """The encoder that `model.name` names."""
+    return importlib.import_module(f"{__name__}.{model.name}").make(model, dropout)

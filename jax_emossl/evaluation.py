@@ -1,0 +1,44 @@
+"""The rows of a run on a fold, of the model and of the constant predictor, and what a reader must know to judge them."""
+
+from __future__ import annotations
+
+from jax_emossl import results
+from jax_emossl.data.batches import Segments
+from jax_emossl.experiment import Experiment
+from jax_emossl.loop import Fitted
+from jax_emossl.objectives import Outputs
+
+_OF_CONSTANT = "_of_constant"
+
+
+def rows(experiment: Experiment, fitted: Fitted, fold: str, outputs: Outputs, labels: object, num_labels: int) -> list[dict]:
+    """The rows of the model, whose `outputs` for the fold these are, and of the constant predictor."""
+    config, objective, corpus = experiment.config, experiment.objective, experiment.corpus
+    train_labels = corpus.fold("train").labels
+    model, undefined = objective.evaluate(outputs, labels, fitted.calibration)
+    if objective.labelled:
+        constant = objective.constant(labels, train_labels)
+    else:
+        constant = {name.removesuffix(_OF_CONSTANT): value for name, value in model.items() if name.endswith(_OF_CONSTANT)}, {}
+        model = {name: value for name, value in model.items() if not name.endswith(_OF_CONSTANT)}
+    selection = {"fold": "valid", "metric": objective.selection, "value": fitted.value}
+    if objective.labelled:
+        selection["strategy"] = config.train.strategy
+    own = results.row(corpus, experiment.arm, num_labels, config.seed, fold, fitted.step, selection, (model, undefined))
+    return [own, results.row(corpus, "constant", len(train_labels), config.seed, fold, None, None, constant)]
+
+
+def summary(experiment: Experiment, made: list[dict], valid: Segments) -> str:
+    """The table of a run, with what a reader must know to judge it."""
+    return f"{context(experiment, valid)}\n{results.table(made)}"
+
+
+def context(experiment: Experiment, valid: Segments) -> str:
+    """Corpus, validation fold and normalisation, in words."""
+    synthetic = " (SYNTHETIC)" if experiment.corpus.synthetic else ""
+    prior = experiment.frontend.prior
+    own = f"\nFeatures and pooled statistics are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
+    return (
+        f"Corpus {experiment.corpus.name}{synthetic}. Steps and thresholds are chosen on the validation fold: "
+        f"{len(valid)} segments of {len(set(valid.recordings))} recordings.{'' if prior == float('inf') else own}"
+    )

@@ -1,0 +1,293 @@
+"""THE loop: one for every objective, for one training or many at once. The batch at step s is a function of (seed, s).
+
+A training is a member. Members share the objective and all settings but their rates; a run alone is a sweep of one member.
+Their parameters are stacked, and every member gets the rows, keys and rates that it would get alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jax_emossl import mesh as meshes
+from jax_emossl import metrics, preemption
+from jax_emossl.checkpoint import Checkpoints, Snapshot
+from jax_emossl.data.batches import Batch, Segments, in_memory
+from jax_emossl.data.indices import Sampler, padded_length
+from jax_emossl.data.pipeline import tf_data
+from jax_emossl.logs import Scalars
+from jax_emossl.objectives import Objective, Params, Variables, assess
+from jax_emossl.optimizer import Optimizer, Rates
+from jax_emossl.predict import Resident, predict_stacked, with_features
+
+_LOADERS = {"memory": in_memory, "tf.data": tf_data}
+_NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One training.
+
+    Attributes:
+      seed: of batches, masks and dropout.
+      train: segments of its batches.
+      valid: segments on which its step is chosen.
+      variables: initial parameters, and constants.
+      rates: its learning rate, and when its encoder learns.
+      crop: longest piece of a segment, in model steps; 0 = whole segments.
+    """
+
+    seed: int
+    train: Segments
+    valid: Segments
+    variables: Variables
+    rates: Rates
+    crop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A member's parameters (NumPy) at its best step by validation, with the value of the selection metric there.
+
+    All are None where it diverged before its first evaluation; `diverged` says how it did, if it did.
+    """
+
+    params: Params | None
+    step: int | None
+    value: float | None
+    calibration: Any
+    diverged: str
+
+
+def run_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of the initial parameters and of the steps."""
+    return tuple(jax.random.split(jax.random.key(seed)))
+
+
+def fit(
+    objective: Objective,
+    members: Sequence[Member],
+    config: ml_collections.ConfigDict,
+    *,
+    resident: Resident | None = None,
+    checkpoints: Checkpoints | None = None,
+    kept: Params | None = None,
+    scalars: Callable[[int], Scalars] | None = None,
+    description: str = "training",
+) -> list[Fitted]:
+    """Trains all members and chooses each one's step on its validation segments; resumes from `checkpoints` where it holds any.
+
+    Batches that are not cropped are padded to the length of their bucket for one member, to that of the longest segment for
+    several, so that these do not depend on one another.
+
+    Args:
+      config: of any member; `data` and `train` are read.
+      resident: holds all the members' segments; without it, features are sent batch by batch.
+      checkpoints: saved at every evaluation; None keeps all in memory.
+      kept: arrays saved along, for those who read the checkpoints.
+      scalars: makes the log of a run of one member that (re)starts after the given step.
+
+    Raises:
+      UserError: the batch does not fit the devices, or the validation fold does not define the selection metric.
+      Preempted: a signal asked to stop; the step is saved where there are checkpoints.
+    """
+    settings, mesh, real = config.train, meshes.make(len(members)), len(members)
+    run = _Run.of(objective, meshes.padded(members, mesh), config, mesh, resident)
+    now = run.begin(kept)
+    if checkpoints:
+        now = checkpoints.latest(now) or now
+    log = scalars(now.step) if scalars else None
+    running: list[tuple[int, dict]] = []  # steps whose sums are still on the device
+    due = False  # whether they are to be logged
+    with tqdm(total=settings.steps, initial=now.step, desc=description, unit="step", leave=False, disable=None) as bar:
+        for batch in run.batches(now.step, settings.steps if run.alive(now) else now.step):
+            now, sums = run.advance(now, batch)
+            bar.update()
+            if due:  # looked at only now, so that the device did not wait
+                now, running = run.settled(now, running, log, bar, due)
+            running, last = [*running, (now.step, sums)], now.step == settings.steps
+            evaluated, preempted = last or now.step % settings.eval_every == 0, preemption.requested()
+            due = bool(log) and (last or now.step % settings.log_every == 0)
+            if evaluated or preempted:
+                now, running = run.settled(now, running, log, bar, due)
+                due = False
+            if evaluated and run.sound(now):
+                now = run.evaluated(now, log)
+            if checkpoints and (evaluated or preempted) and run.sound(now):
+                checkpoints.save(now, now.progress["members"][0]["value"] if evaluated and real == 1 else None)
+            if preempted and run.sound(now):
+                raise preemption.Preempted
+            if not run.alive(now):
+                break
+    if log:
+        log.close()
+    best = jax.device_get(now.best)
+    return [_fitted(meshes.member(best, i), own) for i, own in enumerate(now.progress["members"][:real])]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same while members are trained; the methods are the parts of `fit`."""
+
+    objective: Objective
+    optimizer: Optimizer
+    members: Sequence[Member]
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    resident: Resident | None
+    fixed: tuple[Rates, jax.Array, Params]  # stacked: rates, keys of the steps, constants
+
+    @classmethod
+    def of(cls, objective, members, config, mesh, resident) -> _Run:
+        meshes.check_batch_size(config.train.batch_size, mesh)
+        fixed = meshes.stack([(m.rates, run_keys(m.seed)[1], m.variables["constants"]) for m in members])
+        return cls(objective, Optimizer.make(config.train), members, config, mesh, resident, meshes.place_members(fixed, mesh))
+
+    def begin(self, kept: Params | None) -> Snapshot:
+        params = meshes.place_members(meshes.stack([member.variables["params"] for member in self.members]), self.mesh)
+        opt_state = meshes.place_members(_init(self.optimizer, self.mesh, params), self.mesh)
+        progress = {"members": [_NO_PROGRESS] * len(self.members), "unlogged": []}
+        return Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), kept, progress)
+
+    def batches(self, step: int, stop: int) -> Iterator[Batch]:
+        """The batches (M, B, ...) of steps step..stop-1, placed."""
+        if step == stop:
+            return
+        settings, growth, alone = self.config.train, self.config.data.bucket_growth, len(self.members) == 1
+        longest = 0 if alone else max(padded_length(int(m.train.whole.lengths.max()), growth) for m in self.members)
+        samplers = [Sampler(m.train.lengths, settings.batch_size, m.crop, growth, longest) for m in self.members]
+        own = zip(self.members, samplers, strict=True)
+        if self.resident:
+            feeds = [_places(self.resident, m, s, range(step, stop)) for m, s in own]
+        else:
+            load = _LOADERS[self.config.data.loader]
+            feeds = [load(m.train, s, m.seed, step, stop, meshes.process()) for m, s in own]
+        for rows in zip(*feeds, strict=True):
+            yield meshes.place_rows(meshes.stack(rows), self.mesh)
+
+    def advance(self, now: Snapshot, batch: Batch) -> tuple[Snapshot, dict]:
+        """After one more step, and its sums (M,), still on the devices."""
+        steps = meshes.replicate(self.resident.steps, self.mesh) if self.resident else None  # where they are already
+        shared = jnp.int32(now.step), steps
+        params, opt_state, sums = _step(self.objective, self.optimizer, self.mesh, shared, self.fixed, now.params, now.opt_state, batch)
+        return dataclasses.replace(now, step=now.step + 1, params=params, opt_state=opt_state), sums
+
+    def settled(self, now: Snapshot, running: list, log: Scalars | None, bar: tqdm, due: bool) -> tuple[Snapshot, list]:
+        """Fetches sums: marks members that diverged, and writes the log where that is due."""
+        progress = {**now.progress, "members": list(now.progress["members"])}
+        for step, sums in [(step, jax.device_get(sums)) for step, sums in running]:
+            for i, own in enumerate(progress["members"]):
+                broken = [name for name, values in sums.items() if not math.isfinite(values[i])]
+                if broken and not own["diverged"]:
+                    progress["members"][i] = {**own, "diverged": f"the {broken[0]} of step {step} is not finite"}
+            if log:
+                progress["unlogged"] = [*progress["unlogged"], {name: float(values[0]) for name, values in sums.items()}]
+        now = dataclasses.replace(now, progress=progress)
+        if due and self.sound(now):
+            means = _means(progress["unlogged"])
+            progress["unlogged"] = []
+            bar.set_postfix(loss=f"{means['loss']:.4f}")
+            log.write(running[-1][0], {f"train/{name}": value for name, value in means.items()})
+        return now, []
+
+    def evaluated(self, now: Snapshot, log: Scalars | None) -> Snapshot:
+        """After the validation of every member that is still trained."""
+        sizes = self.config.train.batch_size, self.config.data.bucket_growth
+        variables = {"params": now.params, "constants": self.fixed[2]}
+        outputs = predict_stacked(self.objective, self.mesh, variables, [m.valid for m in self.members], *sizes, self.resident)
+        judged = []
+        for member, own, made in zip(self.members, now.progress["members"], outputs, strict=True):
+            if not _over(own, self.config.train):
+                value, calibration, report = assess(self.objective, made, member.valid.labels)
+                own = _judge(own, self.objective.selection, value, calibration, now.step)
+            judged.append(own)
+        improved = np.array([own["best_step"] == now.step for own in judged])
+        best = _choose(meshes.place_members(improved, self.mesh), now.params, now.best)
+        if log:
+            log.write(now.step, {f"valid/{n}": v for n, v in report.items() if isinstance(v, float)})
+        return dataclasses.replace(now, best=best, progress={**now.progress, "members": judged})
+
+    def alive(self, now: Snapshot) -> bool:
+        """Whether any member is still to be trained."""
+        return not all(_over(own, self.config.train) for own in now.progress["members"])
+
+    def sound(self, now: Snapshot) -> bool:
+        """Whether any member has not diverged."""
+        return not all(own["diverged"] for own in now.progress["members"])
+
+
+def _places(resident: Resident, member: Member, sampler: Sampler, steps: range) -> Iterator[Batch]:
+    for step in steps:
+        yield resident.gather(member.train, sampler.indices(member.seed, step))
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "mesh"))
+def _init(optimizer: Optimizer, mesh: Mesh, params: Params) -> Any:
+    return meshes.each(lambda _, params: optimizer.transformation().init(params), mesh)((), params)
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "optimizer", "mesh"), donate_argnames=("params", "opt_state"))
+def _step(objective, optimizer, mesh, shared, fixed, params, opt_state, batch):
+    """One step of every member; `fixed`, `params`, `opt_state` and `batch` are stacked."""
+
+    def member(shared, fixed, params, opt_state, batch):
+        step, steps = shared
+        return train_step(objective, optimizer, *fixed, params, opt_state, step, with_features(steps, batch))
+
+    *state, sums = meshes.each(member, mesh)(shared, fixed, params, opt_state, batch)
+    return *meshes.keep_members(state, mesh), sums
+
+
+def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, key, constants: Params, params: Params, opt_state, step, batch):
+    """One step of one member: the gradient of the global sum over the global count, however the batch is sharded."""
+
+    def mean_loss(params):
+        total, count, scalars = objective.loss({"params": params, "constants": constants}, batch, jax.random.fold_in(key, step))
+        return total / jnp.maximum(count, 1e-9), (total, count, scalars)
+
+    gradients, (total, count, scalars) = jax.grad(mean_loss, has_aux=True)(params)
+    params, opt_state = optimizer.apply(gradients, opt_state, params, rates, step)
+    return params, opt_state, {"loss": total, **scalars, "count": count, "gradient_norm": optax.global_norm(gradients)}
+
+
+@functools.partial(jax.jit, donate_argnames="old")
+def _choose(chosen, new, old):
+    """Per member `new` where `chosen`, else `old`."""
+    return jax.tree.map(lambda n, o: jnp.where(chosen.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, old)
+
+
+def _over(progress: dict, settings: ml_collections.ConfigDict) -> bool:
+    """Whether a member has diverged or early stopping has ended it."""
+    return bool(progress["diverged"]) or 0 < settings.patience <= progress["stale"]
+
+
+def _judge(progress: dict, metric: str, value: float, calibration: Any, step: int) -> dict:
+    """Progress after an evaluation: the best step so far, and for how many evaluations it has stood."""
+    if metrics.better(metric, value, progress["best_value"]):
+        return {**progress, "value": value, "best_step": step, "best_value": value, "calibration": calibration, "stale": 0}
+    return {**progress, "value": value, "stale": progress["stale"] + 1}
+
+
+def _fitted(best: Params, progress: dict) -> Fitted:
+    if progress["best_step"] is None:
+        return Fitted(None, None, None, None, progress["diverged"])
+    return Fitted(best, progress["best_step"], progress["best_value"], progress["calibration"], progress["diverged"])
+
+
+def _means(sums: list[dict[str, float]]) -> dict[str, float]:
+    """Means over rows of the sums since the last log; the gradient's norm is averaged over steps."""
+    total = {name: math.fsum(s[name] for s in sums) for name in sums[0]}
+    norm = total.pop("gradient_norm") / len(sums)
+    count = max(total.pop("count"), 1e-9)
+    return {name: value / count for name, value in total.items()} | {"gradient_norm": norm}

@@ -1,0 +1,116 @@
+"""One variant of a comparison on one rotation of the folds: its data, its vectors, and the cells that arms answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_emossl import representation
+from jax_emossl.config import part
+from jax_emossl.data import functionals, label_budget
+from jax_emossl.data.batches import Segments
+from jax_emossl.experiment import Experiment
+from jax_emossl.objectives import Params
+from jax_emossl.predict import Resident
+
+
+class Cell(NamedTuple):
+    """One point of a comparison; `budget` is the label count asked for: below 1 a share of the fold, 0 all labels."""
+
+    arm: str
+    budget: float
+    seed: int
+
+
+class Answer(NamedTuple):
+    """What an arm says in a cell.
+
+    Attributes:
+      scores: of the reported fold's segments.
+      step: at which its encoder was taken; None for one that is not trained.
+      value: of the selection metric on the validation fold, where `calibration` was chosen.
+      details: what else validation chose, for the row's `selection`.
+    """
+
+    scores: Float[np.ndarray, "s c"]
+    step: int | None
+    value: float
+    calibration: Any
+    details: dict
+
+
+def num_labels(budget: float, available: int) -> int:
+    """Labelled segments behind a budget."""
+    return max(1, round(budget * available)) if 0 < budget < 1 else int(budget) or available
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What all arms of one variant and rotation share; everything that is made once is made here.
+
+    Attributes:
+      config: the comparison's, of this variant and rotation.
+      experiment: of its fine-tunings, which start from `pretrained`.
+      pretrained: parameters of the pretrained encoder; None where no arm reads it.
+      segments: of the folds that take part.
+      known: vectors and standards by source and seed; an encoder reads every fold once.
+    """
+
+    config: ml_collections.ConfigDict
+    experiment: Experiment
+    pretrained: Params | None
+    segments: dict[str, Segments]
+    known: dict[tuple[str, int], tuple[dict, representation.Standards]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def make(cls, config: ml_collections.ConfigDict, experiment: Experiment) -> Study:
+        # The test fold is not looked at unless it is reported.
+        folds = dict.fromkeys(("train", "valid", config.compare.fold))
+        return cls(config, experiment, experiment.encoder, {fold: experiment.segments(fold) for fold in folds})
+
+    @property
+    def reported(self) -> Segments:
+        return self.segments[self.config.compare.fold]
+
+    @functools.cached_property
+    def resident(self) -> Resident:
+        """All its segments, for sweeps and their predictions."""
+        return Resident(list(self.segments.values()))
+
+    def positions(self, cell: Cell) -> Int[np.ndarray, "n"]:
+        """The cell's labelled segments, the same for every arm."""
+        labels = self.segments["train"].labels
+        return label_budget.choose(labels, num_labels(cell.budget, len(labels)), cell.seed)
+
+    def training(self, seed: int, source: str, **settings) -> Experiment:
+        """A fine-tuning from the encoder of a source, `pretrained` or `random`, with these settings of `config.train`."""
+        config = part(self.config, "finetune", seed=seed)
+        config.train.update(settings)
+        return dataclasses.replace(self.experiment, config=config, encoder=self.pretrained if source == "pretrained" else None)
+
+    def vectors(self, source: str, seed: int) -> tuple[dict[str, Float[np.ndarray, "s p"]], representation.Standards]:
+        """Vectors of every fold's segments from a source, and the standards of their recordings."""
+        key = source, seed if source == "random" else 0
+        if key not in self.known:
+            experiment = self.training(seed, source)
+            if source == "functionals":
+                made = {fold: functionals.of_fold(experiment.corpus, fold, experiment.frontend) for fold in self.segments}
+            else:
+                encoder, params = experiment.objective.encoder, experiment.params()["encoder"]
+                made = representation.represent(encoder, params, self.segments, *experiment.sizes, self.resident)
+            self.known[key] = made, representation.standards(made, self.segments, representation.overall(made["train"]))
+        return self.known[key]
+
+    def standardised(self, sources: Sequence[str], seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
+        """Vectors of several sources side by side, standardised per recording."""
+        parts = [self.vectors(source, seed) for source in sources]
+        return {
+            fold: np.concatenate([representation.standardised(made[fold], own, by) for made, by in parts], 1)
+            for fold, own in self.segments.items()
+        }

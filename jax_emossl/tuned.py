@@ -1,0 +1,148 @@
+"""Tuned arms: encoder and head are trained on the labels; validation chooses strategy, learning rate and step."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jax_emossl import linear, metrics
+from jax_emossl.arms import ARMS
+from jax_emossl.checkpoint import Checkpoints
+from jax_emossl.data.indices import padded_length
+from jax_emossl.errors import UserError, notice
+from jax_emossl.experiment import Experiment
+from jax_emossl.loop import Fitted, Member, fit
+from jax_emossl.objectives import Params
+from jax_emossl.predict import predict
+from jax_emossl.study import Answer, Cell, Study
+
+_Trained = tuple[Experiment, Fitted]  # a training of a cell's grid, and how it ended
+_MOST_MEMBERS = {"cpu": 16}  # more gain nothing there, and lose more work when interrupted
+_MEMORY_SHARE = 0.5  # of a device's memory, to be shared by the members' states and activations
+
+
+def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
+    """The cells' answers, as many at once as fit the devices' memory.
+
+    Args:
+      folder: for the state of cells under way, which a later call goes on from.
+      words: what is compared, for the progress bar.
+    """
+    size = len(cells)
+    if grid := _grid(study, cells[0]):
+        size = max(1, _members_at_once(study, grid[0]) // len(grid))
+    for i in range(0, len(cells), size):
+        yield from _together(study, cells[i : i + size], folder, words)
+
+
+def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
+    grids = [_grid(study, cell) for cell in cells]
+    # What fixes the members' number and order names the folder.
+    key = repr((cells, study.config.compare.strategies, study.config.compare.learning_rates, jax.device_count()))
+    under_way = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+    words = f"{words} {cells[0].arm} to {cells[-1].arm}".strip()
+    best = [_best(study, own) for own in _fitted(study, cells, grids, under_way, words)]
+    scores = iter(_scores(study, [(cell, own[1]) for cell, own in zip(cells, best, strict=True) if own]))
+    yield [(cell, _chosen(study, cell, own, next(scores) if own else None)) for cell, own in zip(cells, best, strict=True)]
+    shutil.rmtree(under_way, ignore_errors=True)
+
+
+def _source(cell: Cell) -> str:
+    """What the cell's encoder starts from."""
+    return ARMS[cell.arm].reads[0]
+
+
+def _grid(study: Study, cell: Cell) -> list[Experiment]:
+    """One training per point of the grid of strategies and learning rates, the same for every arm."""
+    grid = study.config.compare
+    points = [p for p in itertools.product(grid.strategies, grid.learning_rates) if p[0] != "linear"]
+    return [study.training(cell.seed, _source(cell), strategy=strategy, learning_rate=rate) for strategy, rate in points]
+
+
+def _constants(study: Study, cell: Cell) -> Params:
+    return study.vectors(_source(cell), cell.seed)[1]
+
+
+def _member(study: Study, cell: Cell, training: Experiment) -> Member:
+    variables = {"params": training.params(), "constants": _constants(study, cell)}
+    return training.member(study.segments["train"].take(study.positions(cell)), study.segments["valid"], variables)
+
+
+def _fitted(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str) -> list[list[_Trained]]:
+    """Per cell, the trainings of its grid and how they ended."""
+    members = [_member(study, cell, training) for cell, grid in zip(cells, grids, strict=True) for training in grid]
+    if not members:
+        return [[] for _ in cells]
+    checkpoints = Checkpoints(under_way, study.experiment.objective.selection)
+    try:
+        config = grids[0][0].config
+        ended = fit(study.experiment.objective, members, config, resident=study.resident, checkpoints=checkpoints, description=words)
+    finally:
+        checkpoints.close()
+    for own in ended:
+        if own.diverged:
+            notice(f"{words}: {own.diverged} in one of its trainings; its best step so far stands.")
+    ended = iter(ended)
+    return [list(zip(grid, itertools.islice(ended, len(grid)), strict=True)) for grid in grids]
+
+
+def _best(study: Study, trained: Sequence[_Trained]) -> _Trained | None:
+    """The better by validation, the first of equals; None where all diverged, or none was to be trained."""
+    winner = None
+    for training, own in trained:
+        if own.params is not None and (winner is None or metrics.better(study.experiment.objective.selection, own.value, winner[1].value)):
+            winner = training, own
+    return winner
+
+
+def _scores(study: Study, chosen: Sequence[tuple[Cell, Fitted]]) -> list[np.ndarray]:
+    """Of the reported fold, which only what validation chose sees."""
+    if not chosen:
+        return []
+    variables = [{"params": own.params, "constants": _constants(study, cell)} for cell, own in chosen]
+    parts, experiment = [study.reported] * len(chosen), study.experiment
+    return [own["scores"] for own in predict(experiment.objective, variables, parts, *experiment.sizes, study.resident)]
+
+
+def _chosen(study: Study, cell: Cell, best: _Trained | None, scores: np.ndarray | None) -> Answer:
+    """The better of the best training and, where asked for, the linear read-out of the encoder as it was."""
+    if "linear" in study.config.compare.strategies:
+        fixed = linear.answer(study, cell, (_source(cell),))
+        if best is None or metrics.better(study.experiment.objective.selection, fixed.value, best[1].value):
+            return fixed
+    if best is None:
+        raise UserError(f"Every training of {cell.arm} with {cell.budget:g} labels diverged: lower compare.learning_rates.")
+    training, own = best
+    settings = training.config.train
+    details = {"strategy": settings.strategy, "learning_rate": settings.learning_rate}
+    return Answer(scores, own.step, own.value, own.calibration, details)
+
+
+def _members_at_once(study: Study, training: Experiment) -> int:
+    """How many members like this one fit the devices' memory, by an estimate; a multiple of the devices.
+
+    A member needs its parameters four times (with both moments and the best so far) and, while it is trained, about 40
+    values per model step, channel and layer, and six per attention score.
+    """
+    settings, model = training.config.train, training.config.model
+    crop, longest = training.frontend.steps(settings.crop), int(study.segments["train"].lengths.max())
+    length = crop or padded_length(longest, training.config.data.bucket_growth)
+    state = 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(training.params()))
+    activations = 4 * model.layers * settings.batch_size * length * (40 * model.width + 6 * model.heads * length)
+    platform, devices = jax.devices()[0].platform, jax.device_count()
+    free = _MEMORY_SHARE * _device_memory()
+    together = free / state if platform == "cpu" else free / (state + activations)  # on CPU they take turns
+    return max(1, min(int(together), _MOST_MEMBERS.get(platform, 10**6) // devices)) * devices
+
+
+def _device_memory() -> float:
+    """Bytes of one device."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.device_count()
