@@ -24,13 +24,11 @@ class Comparison:
 
     Attributes:
       rows: the rows of all arms but the constant predictor, whose rows are `constants`.
-      corpus: its name; a synthetic one is marked.
-      fold: "test" or "validation", the fold that the numbers are of.
-      transductive: whether frames were normalised with their own recording's, so that test recordings took part.
+      corpus: its name, marked if it is synthetic.
+      fold: "test" or "validation", the fold that was scored; the first variant scores so many `recordings` of it.
+      transductive: whether recordings were normalised with their own frames, the scored ones too.
       category: whether categories were predicted, not intensities.
-      metrics: all metrics by name; `headline` names those that come first.
-      variants, rotations: names, in the order of the rows.
-      recordings: how many recordings of the fold the first variant has.
+      metrics: all by name; `headline` names those that come first.
 
     Raises:
       UserError: the results are those of another task, not comparable or none yet, or predictions are missing or damaged.

@@ -107,6 +107,7 @@ def _emotion_report(score, predicted, label, threshold) -> Report:
     """Metrics of one emotion; all arguments but the threshold are (S,)."""
     present = label > 0
     error = np.abs(predicted - label)
+    one_class = f"{'every' if present.all() else 'no'} segment has the emotion" if present.all() or not present.any() else ""
     row = {
         "mae": float(error.mean()),
         "accuracy4": float(np.mean(four_class(score) == four_class(label))),
@@ -115,25 +116,18 @@ def _emotion_report(score, predicted, label, threshold) -> Report:
         "balanced_accuracy": None,
         "f1_weighted": None,
         "f1_macro": None,
-        "auroc": None,
+        "auroc": None if one_class else float(sklearn_metrics.roc_auc_score(present, score)),
     }
-    one_class = f"{'every' if present.all() else 'no'} segment has the emotion" if present.all() or not present.any() else ""
-    reasons = {name: one_class for name in ("balanced_accuracy", "auroc") if one_class}
-    if row["mae_positive"] is None:
-        reasons["mae_positive"] = one_class
-    if row["concordance"] is None:
-        reasons["concordance"] = "predictions and labels are the same constant"
-    if not one_class:
-        row["auroc"] = float(sklearn_metrics.roc_auc_score(present, score))
+    why = dict.fromkeys(row, one_class) | {"concordance": "predictions and labels are the same constant"}
     if threshold is None:
-        reasons |= dict.fromkeys(("balanced_accuracy", "f1_weighted", "f1_macro"), "the validation fold gives no threshold")
+        why |= dict.fromkeys(("balanced_accuracy", "f1_weighted", "f1_macro"), "the validation fold gives no threshold")
     else:
         called = score >= threshold
         if not one_class:
             row["balanced_accuracy"] = float(sklearn_metrics.balanced_accuracy_score(present, called))
         for average in ("weighted", "macro"):
             row[f"f1_{average}"] = float(sklearn_metrics.f1_score(present, called, average=average, labels=[False, True], zero_division=0))
-    return row, reasons
+    return row, {name: why[name] for name, value in row.items() if value is None}
 
 
 def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Float[np.ndarray, "n e"], emotions: Sequence[str]) -> Report:

@@ -60,20 +60,15 @@ def write(out: Path) -> str:
 class _Files:
     """Writes the tables and figures that the template asks for, and gives it the Markdown that shows them.
 
-    Attributes:
-      tables: as plain text, by name.
-      pictures: figures as base64, by name.
+    Both are kept by name: `tables` as plain text, `pictures` as base64. The caption is what stands within the template's call.
     """
 
     def __init__(self, c: Comparison):
-        self.out, self.source = c.out, c.source
-        self.tables: dict[str, str] = {}
-        self.pictures: dict[str, str] = {}
+        self.out, self.source, self.tables, self.pictures = c.out, c.source, {}, {}
         for folder in ("tables", "figures"):
             (self.out / folder).mkdir(exist_ok=True)
 
     def table(self, name: str, frame: pd.DataFrame, caller: Callable[[], str]) -> str:
-        """The caption is what stands within the template's call."""
         name, caption = _slug(name), caller().strip()
         path, numbers = self.out / "tables" / name, len(frame.columns) - 1
         frame.to_csv(path.with_suffix(".csv"), index=False, lineterminator="\n")
@@ -87,7 +82,6 @@ class _Files:
         return f"{markdown}\n\n*{caption}*\n\n"
 
     def figure(self, name: str, picture: Figure, caller: Callable[[], str]) -> str:
-        """The caption is what stands within the template's call."""
         name, caption = _slug(name), caller().strip()
         self.pictures[name] = base64.b64encode(figures.save(picture, self.out / "figures" / name, self.source)).decode()
         return f"![{caption}](figures/{name}.png)\n\n*{caption}*\n\n"
