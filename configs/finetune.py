@@ -1,11 +1,61 @@
-"""Fine-tune a pretrained encoder (--config.init_from=WORKDIR) on emotion labels."""
+"""Fine-tune a pretrained encoder on emotion labels; `scratch.py` is the same without the encoder.
 
-from configs import scratch
+  python -m jax_emossl.main --config=configs/finetune.py:nemo --config.init_from=runs/pretrain --config.num_labels=60
+
+A corpus may bring settings of its own (SETTINGS in jax_emossl/data/corpora); a run says at its start which. Flags win over both.
+"""
+
+import ml_collections
 
 
-def get_config(corpus: str = "demo"):
-    config = scratch.get_config(corpus)
-    config.init_from = "REQUIRED"
-    config.train.strategy = "probe-then-full"
-    config.train.probe_steps = 100
+def get_config(corpus: str = "") -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "train"  # file in tasks
+    config.seed = 0  # of parameters, batches and the choice of labels
+    config.num_labels = 0  # labelled training segments; 0 = all
+    config.init_from = "REQUIRED"  # workdir of the run whose encoder to start from; "" = from scratch
+
+    config.data = data = ml_collections.ConfigDict()
+    data.corpus = corpus  # file in data/corpora; "" = demo (synthetic), unless features or prepared are given
+    data.features = ""  # .csd of features; "" = the corpus's own
+    data.labels = ""  # .csd of labels; "" = the corpus's own
+    data.folds = ""  # JSON of recording ids per fold, or cmu_mosei; "" = the corpus's own
+    data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
+    data.label_names = ""  # comma-separated names of the label columns, where the file has none
+    data.prepared = ""  # folder written by jax_emossl.prepare, instead of the .csd files
+    data.norm_prior = 180.0  # s; a recording of n s has weight n/(n + prior) against the training fold; inf = none
+    data.clip = 5.0  # normalised features are clipped to [-clip, clip]
+    data.pool = 0.02  # s that are averaged
+    data.stack = 0.04  # s of a model step: pooled frames side by side
+    data.loader = "memory"  # memory | tf.data (same batches, prepared in the background)
+    data.bucket_growth = 1.25  # ratio of successive padded lengths: smaller wastes less, compiles more
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "transformer"  # file in encoders
+    model.width = 64  # channels
+    model.layers = 3
+    model.heads = 4
+
+    config.objective = objective = ml_collections.ConfigDict()
+    objective.name = "emotion"  # file in objectives
+    objective.head = "auto"  # auto | intensity | category (auto: category where no segment carries two emotions)
+    objective.loss = "huber"  # of the intensity head: l1 | l2 | huber
+    objective.dropout = 0.3  # of the pooled encoder, before the head
+    objective.selection = ""  # validation metric that chooses the step; "" = uar (category) or auroc (intensity)
+
+    config.train = train = ml_collections.ConfigDict()
+    train.strategy = "probe-then-full"  # full | probe (of the head alone) | probe-then-full
+    train.probe_steps = 100  # probe-then-full: steps before the encoder is trained, too
+    train.steps = 400
+    train.batch_size = 32  # segments, over all devices
+    train.crop = 0.0  # s; longest piece of a segment, at a random place; 0 = whole segments
+    train.dropout = 0.1  # in the encoder
+    train.learning_rate = 1e-3  # peak
+    train.warmup_steps = 20  # and again when a probe ends
+    train.weight_decay = 0.01
+    train.b2 = 0.98  # Adam's decay of the second moment
+    train.clip_norm = 1.0  # largest global norm of the gradient
+    train.eval_every = 25  # steps between evaluations on the validation fold, each with a checkpoint
+    train.patience = 8  # evaluations without a better one before stopping; 0 = never stop early
+    train.log_every = 25  # steps between logged training losses
     return config

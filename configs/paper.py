@@ -1,23 +1,95 @@
 """The setting of Nimitsurachat & Washington 2023 (arXiv 2307.12343), as its abstract gives it.
 
-From the paper: encoded acoustic features are the input; randomly masked single timesteps are reconstructed;
-fine-tuning regresses the intensity of each emotion on a small annotated sample; a baseline of identical
-backbone starts from scratch; MAE and 4-class accuracy are reported, overall and per emotion.
-Our own choices, which the abstract does not fix: everything else. Marked below where this file makes them.
+  python -m jax_emossl.main --config=configs/paper.py:nemo --workdir=runs/paper
+
+From the paper: encoded acoustic features are the input; randomly masked single timesteps are reconstructed; fine-tuning
+regresses the intensity of each emotion on a small annotated sample; a baseline of identical backbone starts from scratch;
+MAE and 4-class accuracy are reported, overall and per emotion. Our own choices, which the abstract does not fix: everything else.
 """
 
 import ml_collections
 
-from configs import quickstart
 
+def get_config(corpus: str = "") -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "compare"  # file in tasks
+    config.seed = 0  # the first; of the pretraining alone
+    config.fixed = ("pretrain.objective.ratio", "pretrain.objective.span")  # fields of this file that a corpus's settings leave as they are
 
-def get_config(corpus: str = "demo") -> ml_collections.ConfigDict:
-    config = quickstart.get_config(corpus)
-    config.pretrain.objective.statistics = 0.0
-    config.pretrain.objective.span = 1
-    config.pretrain.objective.ratio = 0.15  # own choice
-    config.finetune.objective.head = "intensity"
-    config.finetune.objective.loss = "l1"  # own choice: the loss that MAE measures
-    config.finetune.objective.selection = "mae"  # own choice
-    config.compare.strategies = ("full",)  # own choice
+    config.data = data = ml_collections.ConfigDict()
+    data.corpus = corpus  # file in data/corpora; "" = demo (synthetic), unless features or prepared are given
+    data.features = ""  # .csd of features; "" = the corpus's own
+    data.labels = ""  # .csd of labels; "" = the corpus's own
+    data.folds = ""  # JSON files of recordings per fold, comma-separated; rotations or searches = the corpus's sets; "" = its own
+    data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
+    data.label_names = ""  # comma-separated names of the label columns, where the file has none
+    data.prepared = ""  # folder written by jax_emossl.prepare, instead of the .csd files
+    data.norm_prior = 180.0  # s; a recording of n s has weight n/(n + prior) against the training fold; inf = none
+    data.clip = 5.0  # normalised features are clipped to [-clip, clip]
+    data.pool = 0.02  # s that are averaged
+    data.stack = 0.04  # s of a model step: pooled frames side by side
+    data.loader = "memory"  # memory | tf.data (same batches, prepared in the background)
+    data.bucket_growth = 1.25  # ratio of successive padded lengths: smaller wastes less, compiles more
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "transformer"  # file in encoders
+    model.width = 64  # channels
+    model.layers = 3
+    model.heads = 4
+
+    config.pretrain = pretrain = ml_collections.ConfigDict()
+
+    pretrain.objective = objective = ml_collections.ConfigDict()
+    objective.name = "masked_timesteps"  # file in objectives
+    objective.ratio = 0.15  # share of the steps that is masked; own choice
+    objective.span = 0.0  # s masked in one piece; 0 = single model steps, as in the paper
+    objective.loss = "l1"  # l1 | l2 | huber
+    objective.statistics_weight = 0.0  # weight of telling the crop's statistics; 0 = reconstruct only, as in the paper
+
+    pretrain.train = train = ml_collections.ConfigDict()
+    train.unlabelled = True  # also the training recordings' stretches without labels
+    train.share = 1.0  # of these segments, chosen at random: to ask how much data it takes
+    train.steps = 2000
+    train.batch_size = 64  # segments, over all devices
+    train.crop = 2.56  # s; longest piece of a segment, at a random place; 0 = whole segments
+    train.dropout = 0.1  # in the encoder
+    train.learning_rate = 2e-3  # peak
+    train.warmup_steps = 100
+    train.weight_decay = 0.01
+    train.b2 = 0.98  # Adam's decay of the second moment
+    train.clip_norm = 1.0  # largest global norm of the gradient
+    train.eval_every = 250  # steps between evaluations on the validation fold, each with a checkpoint
+    train.patience = 0  # evaluations without a better one before stopping; 0 = never stop early
+    train.log_every = 50  # steps between logged training losses
+
+    config.finetune = finetune = ml_collections.ConfigDict()
+
+    finetune.objective = objective = ml_collections.ConfigDict()
+    objective.name = "emotion"  # file in objectives
+    objective.head = "intensity"  # auto | intensity | category; the paper regresses intensities
+    objective.loss = "l1"  # l1 | l2 | huber; own choice: the loss that MAE measures
+    objective.dropout = 0.3  # of the pooled encoder, before the head
+    objective.selection = "mae"  # validation metric that chooses the step; own choice
+
+    finetune.train = train = ml_collections.ConfigDict()
+    train.probe_steps = 60  # probe-then-full: steps before the encoder is trained, too
+    train.steps = 160
+    train.batch_size = 32  # segments, over all devices
+    train.crop = 0.0  # s; longest piece of a segment, at a random place; 0 = whole segments
+    train.dropout = 0.1  # in the encoder
+    train.warmup_steps = 20  # and again when a probe ends
+    train.weight_decay = 0.01
+    train.b2 = 0.98  # Adam's decay of the second moment
+    train.clip_norm = 1.0  # largest global norm of the gradient
+    train.eval_every = 20  # steps between evaluations on the validation fold
+    train.patience = 8  # evaluations without a better one before stopping; 0 = never stop early
+
+    config.compare = compare = ml_collections.ConfigDict()
+    compare.arms = ("pretrained", "scratch")  # names in arms.py; also: frozen, pretrained+functionals, random, functionals
+    compare.label_counts = (30, 120, 0)  # labelled training segments; below 1 a share of the fold, 0 = all
+    compare.seeds = 2  # each with its own labels, initial head and batches
+    compare.learning_rates = (1e-3, 3e-3)  # the same grid for every trained arm, chosen on validation
+    compare.strategies = ("full",)  # likewise: linear (read-out of the encoder as it is) | full | probe-then-full
+    compare.fold = "test"  # the fold that is reported: valid | test
+    compare.variants = (("", ()),)  # (name, ((field, value), ...)): each is pretrained and compared
     return config

@@ -1,13 +1,11 @@
-"""Train encoder and emotion head from scratch: the baseline of `finetune.py`."""
+"""Train encoder and emotion head from scratch: `finetune.py` with an encoder that was never pretrained, and nothing else different."""
 
-from configs import default
+import ml_collections
+
+from configs import finetune
 
 
-def get_config(corpus: str = "demo"):
-    config = default.get_config(corpus)
-    config.objective.name = "emotion"
-    config.objective.head = "auto"  # auto | intensity | category
-    config.objective.loss = "huber"  # of the intensity head: l1 | l2 | huber
-    config.objective.dropout = 0.3  # of the pooled statistics
-    config.objective.selection = ""  # validation metric; "" = uar (category) or auroc (intensity)
+def get_config(corpus: str = "") -> ml_collections.ConfigDict:
+    config = finetune.get_config(corpus)
+    config.init_from = ""
     return config

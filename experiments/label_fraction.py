@@ -6,23 +6,92 @@ Every rotation of the corpus's folds (or those of --config.data.folds=a.json,b.j
 `no recording statistics` repeats a part with features and pooled statistics normalised by the training fold alone.
 """
 
-from configs import quickstart
+import ml_collections
+
+# A variant compares those of its label counts that the comparison has: counts, or shares where the corpus asks for these.
+WITHOUT = (("data.norm_prior", float("inf")), ("compare.label_counts", (60, 600, 0.01, 0.2)), ("compare.seeds", 3))
 
 
-def get_config(corpus: str = "demo"):
-    config = quickstart.get_config(corpus)
-    arms = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")
-    config.compare.arms = arms
-    config.compare.seeds = 5
-    config.compare.strategies = ("frozen", "full")
-    config.compare.learning_rates = (3e-4, 3e-3)
-    config.compare.label_counts = (0.002, 0.01, 0.05, 0.2, 0) if corpus == "mosei" else (30, 60, 150, 600, 0)
-    without = (("data.norm_prior", float("inf")), ("compare.label_counts", (60, 600)), ("compare.seeds", 3))
-    config.compare.variants = (("", ()), ("no recording statistics", without))
-    config.finetune.train.steps = 150
-    config.finetune.train.eval_every = 25
-    if corpus == "nemo":
-        config.data.folds = "rotations"
-        config.data.bucket_growth = 1.5
-        config.finetune.train.crop = 64  # 2.6 s; shorter batches and a random crop
+def get_config(corpus: str = "") -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "compare"  # file in tasks
+    config.seed = 0  # the first; of the pretraining alone
+    config.fixed = ("finetune.train.steps",)  # fields of this file that a corpus's settings leave as they are
+
+    config.data = data = ml_collections.ConfigDict()
+    data.corpus = corpus  # file in data/corpora; "" = demo (synthetic), unless features or prepared are given
+    data.features = ""  # .csd of features; "" = the corpus's own
+    data.labels = ""  # .csd of labels; "" = the corpus's own
+    data.folds = "rotations"  # JSON files of recordings per fold, comma-separated; rotations or searches = the corpus's sets; "" = its own
+    data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
+    data.label_names = ""  # comma-separated names of the label columns, where the file has none
+    data.prepared = ""  # folder written by jax_emossl.prepare, instead of the .csd files
+    data.norm_prior = 180.0  # s; a recording of n s has weight n/(n + prior) against the training fold; inf = none
+    data.clip = 5.0  # normalised features are clipped to [-clip, clip]
+    data.pool = 0.02  # s that are averaged
+    data.stack = 0.04  # s of a model step: pooled frames side by side
+    data.loader = "memory"  # memory | tf.data (same batches, prepared in the background)
+    data.bucket_growth = 1.5  # ratio of successive padded lengths: smaller wastes less, compiles more
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "transformer"  # file in encoders
+    model.width = 64  # channels
+    model.layers = 3
+    model.heads = 4
+
+    config.pretrain = pretrain = ml_collections.ConfigDict()
+
+    pretrain.objective = objective = ml_collections.ConfigDict()
+    objective.name = "masked_timesteps"  # file in objectives
+    objective.ratio = 0.85  # share of the steps that is masked; one span stays visible, so .76 in crops of 2.56 s
+    objective.span = 0.8  # s masked in one piece; 0 = single model steps
+    objective.loss = "l1"  # l1 | l2 | huber
+    objective.statistics_weight = 3.0  # weight of telling the crop's mean, deviation, changes and quantiles; 0 = reconstruct only
+
+    pretrain.train = train = ml_collections.ConfigDict()
+    train.unlabelled = True  # also the training recordings' stretches without labels
+    train.share = 1.0  # of these segments, chosen at random: to ask how much data it takes
+    train.steps = 2000
+    train.batch_size = 64  # segments, over all devices
+    train.crop = 2.56  # s; longest piece of a segment, at a random place; 0 = whole segments
+    train.dropout = 0.1  # in the encoder
+    train.learning_rate = 2e-3  # peak
+    train.warmup_steps = 100
+    train.weight_decay = 0.01
+    train.b2 = 0.98  # Adam's decay of the second moment
+    train.clip_norm = 1.0  # largest global norm of the gradient
+    train.eval_every = 250  # steps between evaluations on the validation fold, each with a checkpoint
+    train.patience = 0  # evaluations without a better one before stopping; 0 = never stop early
+    train.log_every = 50  # steps between logged training losses
+
+    config.finetune = finetune = ml_collections.ConfigDict()
+
+    finetune.objective = objective = ml_collections.ConfigDict()
+    objective.name = "emotion"  # file in objectives
+    objective.head = "auto"  # auto | intensity | category (auto: category where no segment carries two emotions)
+    objective.loss = "huber"  # of the intensity head: l1 | l2 | huber
+    objective.dropout = 0.3  # of the pooled encoder, before the head
+    objective.selection = ""  # validation metric that chooses the step; "" = uar (category) or auroc (intensity)
+
+    finetune.train = train = ml_collections.ConfigDict()
+    train.probe_steps = 60  # probe-then-full: steps before the encoder is trained, too
+    train.steps = 150
+    train.batch_size = 32  # segments, over all devices
+    train.crop = 2.56  # s; longest piece of a segment, at a random place; 0 = whole segments
+    train.dropout = 0.1  # in the encoder
+    train.warmup_steps = 20  # and again when a probe ends
+    train.weight_decay = 0.01
+    train.b2 = 0.98  # Adam's decay of the second moment
+    train.clip_norm = 1.0  # largest global norm of the gradient
+    train.eval_every = 25  # steps between evaluations on the validation fold
+    train.patience = 8  # evaluations without a better one before stopping; 0 = never stop early
+
+    config.compare = compare = ml_collections.ConfigDict()
+    compare.arms = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")  # names in arms.py
+    compare.label_counts = (30, 60, 150, 600, 0)  # labelled training segments; below 1 a share of the fold, 0 = all
+    compare.seeds = 5  # each with its own labels, initial head and batches
+    compare.learning_rates = (3e-4, 3e-3)  # the same grid for every trained arm, chosen on validation
+    compare.strategies = ("linear", "full")  # likewise: linear (read-out of the encoder as it is) | full | probe-then-full
+    compare.fold = "test"  # the fold that is reported: valid | test
+    compare.variants = (("", ()), ("no recording statistics", WITHOUT))  # (name, ((field, value), ...)): each is pretrained and compared
     return config

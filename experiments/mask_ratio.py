@@ -6,5 +6,5 @@ python -m jax_emossl.main --config=experiments/mask_ratio.py:nemo --workdir=runs
 from experiments import recipe
 
 
-def get_config(corpus: str = "demo"):
+def get_config(corpus: str = ""):
     return recipe.get_config(corpus, [(f"ratio {ratio:g}", {"pretrain.objective.ratio": ratio}) for ratio in (0.15, 0.5, 0.75, 0.85)])

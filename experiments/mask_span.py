@@ -6,5 +6,5 @@ python -m jax_emossl.main --config=experiments/mask_span.py:nemo --workdir=runs/
 from experiments import recipe
 
 
-def get_config(corpus: str = "demo"):
-    return recipe.get_config(corpus, [(f"span {span}", {"pretrain.objective.span": span}) for span in (1, 5, 10, 20)])
+def get_config(corpus: str = ""):
+    return recipe.get_config(corpus, [(f"span {span:g} s", {"pretrain.objective.span": span}) for span in (0.0, 0.2, 0.4, 0.8)])

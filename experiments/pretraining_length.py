@@ -6,5 +6,5 @@ python -m jax_emossl.main --config=experiments/pretraining_length.py:nemo --work
 from experiments import recipe
 
 
-def get_config(corpus: str = "demo"):
+def get_config(corpus: str = ""):
     return recipe.get_config(corpus, [(f"{steps} steps", {"pretrain.train.steps": steps}) for steps in (250, 500, 1000, 2000)])

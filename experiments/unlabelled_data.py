@@ -6,6 +6,6 @@ python -m jax_emossl.main --config=experiments/unlabelled_data.py:nemo --workdir
 from experiments import recipe
 
 
-def get_config(corpus: str = "demo"):
+def get_config(corpus: str = ""):
     shares = [(f"{share:.0%} of the segments", {"pretrain.train.share": share}) for share in (0.1, 0.3, 1.0)]
     return recipe.get_config(corpus, shares)

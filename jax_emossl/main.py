@@ -7,8 +7,9 @@ Examples:
   python -m jax_emossl.main --config=configs/scratch.py:nemo --config.num_labels=60
   python -m jax_emossl.main --config=configs/evaluate.py --config.init_from=runs/finetune --config.fold=test
 
-The name after the colon is the corpus: demo (synthetic, the default), nemo, mosei. Any field of the config
-can be set with --config.FIELD=VALUE; configs/default.py lists the fields with their meaning.
+The name after the colon is the corpus: demo (synthetic, the default), nemo, ravdess, mosei. The config file lists its fields
+with their meaning; any can be set with --config.FIELD=VALUE. --dry_run prints them all as they would be used, what the command
+would read, train and write, and an estimate of time and memory, and stops.
 A run started again in the same workdir goes on where it stopped. Exit codes: 0 done, 2 a mistake in the
 input (one sentence says which), 75 stopped by SIGTERM or SIGINT with everything saved: run the command again.
 """
@@ -16,7 +17,6 @@ input (one sentence says which), 75 stopped by SIGTERM or SIGINT with everything
 from __future__ import annotations
 
 import importlib
-import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +24,13 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jax_emossl import preemption, tasks
+from jax_emossl import config as fields
+from jax_emossl import dry_run, preemption
 from jax_emossl import workdir as workdirs
 from jax_emossl.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with the corpus after a colon: configs/pretrain.py:nemo.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the command would read, train and write, and how long that takes; then stop.")
 _INSIST = flags.DEFINE_bool("insist", False, "Go on in a workdir although its config differs.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config>-<time> if not given.")
 
@@ -37,41 +39,55 @@ def run(argv: Sequence[str]) -> None:
     """Runs the task that the config names."""
     if len(argv) > 1:
         raise UserError(f"The argument '{argv[1]}' is not understood: fields are set with --config.FIELD=VALUE.")
-    config = _CONFIG.value
+    config, flag = _CONFIG.value, flags.FLAGS["config"]
     if config is None:
         raise UserError("No config is given: name one with --config=configs/quickstart.py (--help shows more).")
-    names = [module.name for module in pkgutil.iter_modules(tasks.__path__)]
-    if config.task not in names:
-        raise UserError(f"task is '{config.task}': choose one of {', '.join(names)}.")
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default(flags.FLAGS["config"].config_filename)
+    given = config_flags.get_override_values(flag)
+    chosen = fields.resolve(config, given)
+    fields.check(config, given)
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default(flag.config_filename)
+    if _DRY_RUN.value:
+        print("\n".join([*chosen, *dry_run.describe(config, workdir)]))
+        return
     workdirs.enter(workdir, config, _INSIST.value)
     preemption.install()
-    print(f"{config.task} in {workdir}", flush=True)
-    importlib.import_module(f"{tasks.__name__}.{config.task}").run(config, workdir)
+    print("\n".join([f"{config.task} in {workdir}", *chosen]), flush=True)
+    importlib.import_module(f"jax_emossl.tasks.{config.task}").run(config, workdir)
     print(f"Results: {workdir / 'results.json'}")
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Parses the flags; a mistake in them is the user's."""
+    _let_configs_import_one_another(argv)
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is not None:
-            _ = _CONFIG.value.task  # a file that cannot be loaded says so only when it is looked into
+            _ = _CONFIG.value.task, _CONFIG.value.data  # a file that cannot be loaded says so only when it is looked into
         return rest
     except flags.Error as error:
-        raise UserError(f"{' '.join(str(error).split()).rstrip('.')}: configs/default.py lists the fields, --help the flags.") from error
+        raise UserError(f"{' '.join(str(error).split()).rstrip('.')}: the config file lists its fields, --help the flags.") from error
     except (AttributeError, KeyError) as error:
-        raise UserError(f"{_unknown_field(argv, error)}: configs/default.py lists the fields.") from error
-    except (OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
+        if unknown := [name for name in _fields(argv) if name.split(".")[-1] in str(error) or f"'{name.split('.')[1]}" in str(error)]:
+            raise UserError(f"There is no config field {unknown[0]}{fields.guess(error)}: the config file lists its fields.") from error
+        raise UserError(f"The config is none ({error}): name one of the files in configs, or write one with get_config().") from error
+    except Exception as error:  # a config is a program, which may fail in any way
         raise UserError(
             f"The config cannot be loaded ({str(error).strip().splitlines()[-1].strip()}): name one of the files in configs."
         ) from error
 
 
-def _unknown_field(argv: Sequence[str], error: Exception) -> str:
-    given = [a.lstrip("-").split("=")[0] for a in argv if a.lstrip("-").startswith("config.")]
-    blamed = [name for name in given if name.split(".")[-1] in str(error)] or given
-    return f"There is no config field {' or '.join(blamed)}"
+def _fields(argv: Sequence[str]) -> list[str]:
+    """The config's fields that the arguments set, after `config.`."""
+    names = [argument.lstrip("-").split("=")[0] for argument in argv]
+    return [name for name in names if name.startswith("config.")]
+
+
+def _let_configs_import_one_another(argv: Sequence[str]) -> None:
+    """Where a config lies in DIR/configs, `from configs import ...` finds DIR, wherever the command was started."""
+    for name, value in zip(argv, [*argv[1:], ""], strict=True):
+        flag, _, file = name.lstrip("-").partition("=")
+        if flag == "config" and name.startswith("-"):
+            sys.path.insert(0, str(Path((file or value).split(":")[0]).absolute().parent.parent))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Named corpora, one file each, and the way from a config to a prepared corpus.
 
-A file `corpora/<name>.py` offers `files() -> Files`: where its features, labels and folds lie.
+A file `corpora/<name>.py` offers `files() -> Files`: where its features, labels and folds lie. It may offer `SETTINGS`, a dict
+of dotted fields of a comparison's config and their values on this corpus; those of `pretrain` and `finetune` hold for a run alone, too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import itertools
 import json
 import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import ml_collections
 
@@ -31,6 +33,11 @@ class Files:
     labels: str
     folds: str
     rotations: tuple[str, ...] = ()  # further files of folds, which together test every recording once
+    searches: tuple[str, ...] = ()  # files of folds on whose validation folds recipes may be searched for
+    create: Callable[[], None] | None = None  # makes the files, where that can be done
+
+
+SETS = ("rotations", "searches")  # of folds, by which `data.folds` may name them
 
 
 def names() -> list[str]:
@@ -52,6 +59,43 @@ def data_dir() -> Path:
     return Path(os.environ["EMOSSL_DATA"])
 
 
+def settings(corpus: str) -> dict[str, Any]:
+    """What the corpus of this name sets; nothing where there is none."""
+    return dict(getattr(module(corpus), "SETTINGS", {})) if corpus in names() else {}
+
+
+def name(config: ml_collections.ConfigDict) -> str:
+    """The corpus's name in results: the one given, else the features' file's. A prepared corpus knows its own."""
+    return config.corpus or Path(config.prepared or config.features).stem
+
+
+def files(config: ml_collections.ConfigDict) -> Files:
+    """The files that `config.data` names: the corpus's, each replaced by the config's where that is given.
+
+    Raises:
+      UserError: there is no such corpus.
+    """
+    given = {field: config[field] for field in ("features", "labels", "folds") if config[field]}
+    if len(given) == 3:
+        return Files(**given)
+    return dataclasses.replace(module(config.corpus).files(), **given)
+
+
+def missing(files: Files) -> list[str]:
+    """Those of the files that are not there."""
+    folds = [] if files.folds == "cmu_mosei" else [files.folds]
+    return [path for path in (files.features, files.labels, *folds) if not Path(path).is_file()]
+
+
+def folder(config: ml_collections.ConfigDict, files: Files) -> Path:
+    """Where the corpus of these files is prepared: another folder for whatever changes the result."""
+    sources = [files.features, files.labels, *([config.words] if config.words else [])]
+    stamps = [(str(Path(p).absolute()), Path(p).stat().st_size, Path(p).stat().st_mtime_ns) for p in sources if Path(p).exists()]
+    folds = corpus_builder.read_folds(files.folds)
+    key = json.dumps([prepared.FORMAT, name(config), stamps, bool(config.words), folds, _label_names(config)])
+    return cache_dir() / f"{name(config)}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
 def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
     """The corpus that `config.data` names, prepared on first use.
 
@@ -60,53 +104,47 @@ def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
     """
     if config.prepared:
         return prepared.load(config.prepared)
-    files = _files(config)
-    name = Path(files.features).stem if config.features and config.corpus == "demo" else config.corpus
-    for path in (files.features, files.labels, *([] if files.folds == "cmu_mosei" else [files.folds])):
-        if not Path(path).is_file():
-            raise UserError(f"{path} does not exist or is not a file: correct data.features, data.labels or data.folds.")
-    label_names = [n for n in config.label_names.split(",") if n]
-    sources = [files.features, files.labels, *([config.words] if config.words else [])]
-    stamps = [(str(Path(p).absolute()), Path(p).stat().st_size, Path(p).stat().st_mtime_ns) for p in sources if Path(p).exists()]
-    key = json.dumps([prepared.FORMAT, name, stamps, bool(config.words), corpus_builder.read_folds(files.folds), label_names])
-    folder = cache_dir() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not prepared.is_prepared(folder):
+    own = files(config)
+    if missing(own) and own.create:
+        own.create()
+    for path in missing(own):
+        raise UserError(f"{path} does not exist or is not a file: correct data.features, data.labels or data.folds.")
+    out = folder(config, own)
+    if not prepared.is_prepared(out):
         try:
             summary = corpus_builder.prepare(
-                *(files.features, files.labels, files.folds, folder),
-                words=config.words, label_names=label_names, unlabelled=True, name=name,
+                *(own.features, own.labels, own.folds, out),
+                words=config.words, label_names=_label_names(config), unlabelled=True, name=name(config),
             )  # fmt: skip
-            notice(f"prepared {folder}:\n{corpus_builder.describe(summary)}")
+            notice(f"prepared {out}:\n{corpus_builder.describe(summary)}")
         except UserError:
-            if not prepared.is_prepared(folder):  # else another process was faster
+            if not prepared.is_prepared(out):  # else another process was faster
                 raise
-    return prepared.load(folder)
+    return prepared.load(out)
 
 
 def rotations(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
-    """Name and value of each of the folds in `config.folds`: several files, comma-separated, or 'rotations' for the corpus's own."""
+    """Name and value of each of the folds in `config.folds`: several files, or the name of a set of the corpus's own.
+
+    A corpus without such a set, and a prepared one, has its one division into folds, without a name.
+    """
     own: Sequence[str] = config.folds.split(",")
-    if config.folds == "rotations":
-        if config.corpus not in names() or not (own := _module(config.corpus).files().rotations):
-            raise UserError(f"The corpus '{config.corpus}' has no rotations of its folds: give the files of folds in data.folds.")
+    if config.folds in SETS:
+        own = config.corpus in names() and getattr(module(config.corpus).files(), config.folds) or [""]
     named = [(Path(folds).stem, folds) for folds in own]
-    for (name, one), (again, other) in itertools.combinations(named, 2):
-        if name == again:
-            raise UserError(f"data.folds names {one} and {other}, both '{name}': rename one, rotations are told apart by it.")
+    for (one, path), (other, again) in itertools.combinations(named, 2):
+        if one == other:
+            raise UserError(f"data.folds names {path} and {again}, both '{one}': rename one, rotations are told apart by it.")
     return named
 
 
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
-
-
-def _files(config: ml_collections.ConfigDict) -> Files:
-    """The named corpus's files, each replaced by the config's where that is given."""
-    if config.features and config.labels and config.folds:
-        return Files(config.features, config.labels, config.folds)
-    if config.corpus not in names():
+def module(corpus: str) -> ModuleType:
+    if corpus not in names():
         raise UserError(
-            f"'{config.corpus}' is no known corpus: choose one of {', '.join(names())}, or give data.features, data.labels and data.folds."
+            f"'{corpus}' is no known corpus: choose one of {', '.join(names())}, or give data.features, data.labels and data.folds."
         )
-    own = _module(config.corpus).files()
-    return dataclasses.replace(own, **{f: config[f] for f in ("features", "labels", "folds") if config[f]})
+    return importlib.import_module(f"{__name__}.{corpus}")
+
+
+def _label_names(config: ml_collections.ConfigDict) -> list[str]:
+    return [name for name in config.label_names.split(",") if name]

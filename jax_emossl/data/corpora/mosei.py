@@ -2,6 +2,11 @@
 
 from jax_emossl.data.corpora import Files, data_dir
 
+SETTINGS = {
+    "compare.label_counts": (0.002, 0.01, 0.05, 0.2, 0),  # shares of its 16,331 training segments
+    "finetune.train.crop": 0.0,  # s; sentences of 7 s, of which a short piece may say nothing: whole ones
+}
+
 
 def files() -> Files:
     """COVAREP at 100 Hz, in $EMOSSL_DATA/mosei, with the standard folds of the CMU SDK."""

@@ -1,0 +1,230 @@
+"""The fields of a config: what a corpus sets of them, every check of them, and the trainings that a comparison is made of.
+
+Fields are named by their dots: `data.stack`, in a comparison also `pretrain.train.steps`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from ml_collections.config_flags import config_path
+
+from jax_emossl.arms import ARMS
+from jax_emossl.data import corpora
+from jax_emossl.errors import UserError, notice
+
+_MOST, _ANY = 2**31 - 1, math.inf
+# Of a number the smallest and the largest; of a text its choices, or the package whose files they are; of a tuple, for each in it.
+# Times are in seconds. The fields of an objective go by its name.
+_ALLOWED: dict[str, tuple | str] = {
+    "task": "tasks",
+    "model.name": "encoders",
+    "objective.name": "objectives",
+    "fold": ("train", "valid", "test"),
+    "compare.fold": ("valid", "test"),
+    "compare.arms": tuple(name for name, arm in ARMS.items() if arm.mechanism != "constant"),
+    "compare.strategies": ("linear", "full", "probe-then-full"),
+    "compare.seeds": (1, 10_000),
+    "train.strategy": ("full", "probe", "probe-then-full"),
+    "train.batch_size": (1, 2**20),
+    "train.steps": (1, _MOST),
+    "train.weight_decay": (0, 1e6),
+    "train.clip_norm": (1e-9, _ANY),
+    "data.clip": (1e-3, 1e6),
+    "data.loader": ("memory", "tf.data"),
+    "data.bucket_growth": (1.01, 100),
+    "masked_timesteps.ratio": (0.001, 0.999),
+    "masked_timesteps.statistics_weight": (0, 1e6),
+    "emotion.head": ("auto", "intensity", "category"),
+    **dict.fromkeys(("masked_timesteps.loss", "emotion.loss"), ("l1", "l2", "huber")),
+    **dict.fromkeys(("emotion.dropout", "train.dropout"), (0, 0.99)),
+    **dict.fromkeys(("data.pool", "data.stack", "masked_timesteps.span"), (0, 3600)),
+    **dict.fromkeys(("train.learning_rate", "compare.learning_rates"), (0, 1e30)),
+    **dict.fromkeys(("train.share", "train.b2"), (0, 1)),
+    **dict.fromkeys(("seed", "train.probe_steps", "train.warmup_steps"), (0, _MOST)),
+    **dict.fromkeys(("num_labels", "compare.label_counts", "data.norm_prior", "train.crop", "train.patience"), (0, _ANY)),
+    **dict.fromkeys(("model.width", "model.layers", "model.heads", "train.eval_every", "train.log_every"), (1, _ANY)),
+}
+
+
+def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> list[str]:
+    """Sets, in place, what the corpus brings along: its fields that are neither `given` by the user nor fixed by the config.
+
+    Returns:
+      What was chosen, as lines to print; none for an evaluation, which takes all from its run.
+    """
+    if config.task == "evaluate":
+        return []
+    data = config.data
+    if not (data.corpus or data.features or data.prepared):
+        data.corpus = "demo"
+    if data.prepared and "data.folds" not in given:
+        data.folds = ""  # it has one division, whatever an experiment asks for
+    kept, changed = {*given, *config.get("fixed", ())}, []
+    for name, value in corpora.settings(data.corpus).items():
+        if config.task != "compare":  # a training alone has the fields of its group at the top
+            name = name.removeprefix("finetune." if "num_labels" in config else "pretrain.")
+        if name not in kept and flat(config).get(name, value) != value:
+            config_path.set_value(name, config, value)
+            changed.append(f"{name}={value}")
+    groups = {f" of {group}": config[group] for group in ("pretrain", "finetune") if group in config} or {"": config}
+    steps = ", ".join(f"{group.train.steps} steps{which}" for which, group in groups.items())
+    model = f"{config.model.name} of {config.model.layers} layers, width {config.model.width}"
+    return [f"corpus {corpora.name(data)}; {model}; {steps}; set by the corpus: {', '.join(changed) or 'nothing'}"]
+
+
+def flat(config: Mapping | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """All fields with their dotted names."""
+    fields = {}
+    for name, value in config.items():
+        fields |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
+    return fields
+
+
+def part(config: ml_collections.ConfigDict, group: str, **fields: Any) -> ml_collections.ConfigDict:
+    """The config of one training of a comparison, as it would stand alone: `group` is pretrain or finetune, `fields` are its top ones."""
+    whole = config.to_dict()
+    alone = {"task": "train", "seed": whole["seed"], "data": whole["data"], "model": whole["model"], **whole[group]}
+    return ml_collections.ConfigDict(alone | ({"num_labels": 0, "init_from": ""} if group == "finetune" else {}) | fields)
+
+
+def varied(config: ml_collections.ConfigDict, variant: str, fields: Sequence[tuple[str, Any]], folds: str) -> ml_collections.ConfigDict:
+    """A comparison's config for one variant and one file of folds; of its seeds and label counts those that the comparison has.
+
+    Raises:
+      UserError: the variant sets what is no field, or a value that a field cannot have.
+    """
+    own = config.copy_and_resolve_references()
+    own.data.folds = folds
+    for name, value in fields:
+        try:
+            config_path.get_value(name, own)
+            config_path.set_value(name, own, value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"compare.variants: '{variant}' sets {name}, which is no field or not of this type{guess(error)}: correct the variant."
+            ) from error
+    _check_values(own)
+    _check_data(own)
+    own.compare.seeds = min(own.compare.seeds, config.compare.seeds)
+    counts = tuple(count for count in own.compare.label_counts if count in config.compare.label_counts)
+    own.compare.label_counts = counts or config.compare.label_counts
+    return own
+
+
+def guess(error: Exception) -> str:
+    """The library's guess at the field that was meant, in brackets, where it has one."""
+    found = re.search(r'Did you mean "(.+?)"', str(error))
+    return f' (did you mean "{found[1]}"?)' if found else ""
+
+
+def check(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
+    """Refuses values and combinations that make no sense, and tells of fields that were `given` but that nothing reads.
+
+    Raises:
+      UserError: a field is out of range, or contradicts another.
+    """
+    for name in given:
+        if name not in flat(config):
+            raise UserError(f"{name} is a group of fields: set them one by one, as in --config.{name}.FIELD=VALUE.")
+    _check_values(config)
+    _check_data(config)
+    if config.get("init_from") == "REQUIRED" or (config.task == "evaluate" and not config.init_from):
+        what = "finished run" if config.task == "evaluate" else "pretraining"
+        raise UserError(f"init_from is not given: name the workdir of a {what} with --config.init_from=DIR.")
+    runs = [config]
+    if config.task == "compare":
+        _check_variants(config.compare.variants)
+        runs = [varied(config, name, changes, config.data.folds) for name, changes in config.compare.variants]
+    for name in given:
+        reasons = [_unread(run).get(name) for run in runs]
+        if all(reasons):
+            notice(f"{name} is given, but nothing reads it: {reasons[0]}.")
+
+
+def _check_values(config: ml_collections.ConfigDict) -> None:
+    """Every field by itself, that an objective has its own, and the two that make the model."""
+    fields = flat(config)
+    for name, value in fields.items():
+        _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
+    for name in (name for name in fields if name.endswith("objective.name")):
+        lacking = [key for key in _ALLOWED if key.startswith(f"{fields[name]}.") and key not in {_key(fields, n) for n in fields}]
+        if lacking:
+            raise UserError(f"{name} is '{fields[name]}', but this config lacks {lacking[0]}: take one that is made for it.")
+    if "model" in config and config.model.width % (2 * config.model.heads):
+        raise UserError(f"model.width is {config.model.width}, but must be a positive multiple of twice the {config.model.heads} heads.")
+
+
+def _key(fields: Mapping[str, Any], name: str) -> str:
+    """The name by which the table knows a field."""
+    key = re.sub(r"^(pretrain|finetune)\.", "", name)
+    group, _, last = key.partition(".")
+    return f"{fields.get(name.removesuffix(last) + 'name')}.{last}" if group == "objective" and last != "name" else key
+
+
+def _check_value(name: str, key: str, values: Sequence) -> None:
+    allowed = _ALLOWED.get(key, ())
+    if isinstance(allowed, str):
+        allowed = [module.name for module in pkgutil.iter_modules(importlib.import_module(f"jax_emossl.{allowed}").__path__)]
+    if not values and key.startswith("compare."):
+        raise UserError(f"{name} is empty: name at least one.")
+    for value in values if allowed else ():
+        if isinstance(allowed[0], str):
+            if value not in allowed:
+                raise UserError(f"{name} is '{value}': choose one of {', '.join(allowed)}.")
+        elif not isinstance(value, int | float) or not allowed[0] <= value <= allowed[1]:
+            raise UserError(f"{name} is {value}, but must lie between {allowed[0]:g} and {allowed[1]:g}.")
+        elif key == "compare.label_counts" and value > 1 and value != int(value):
+            raise UserError(f"{name} has {value}: give counts, shares of the fold below 1, or 0 for all labels.")
+
+
+def _check_data(config: ml_collections.ConfigDict) -> None:
+    """What is read is named once, and whole."""
+    data = config.data
+    beside = [field for field in ("features", "labels", "folds", "words", "label_names") if data[field]]
+    if data.prepared and beside:
+        raise UserError(f"data.{beside[0]} is given beside data.prepared, which holds features, labels and one set of folds: drop one.")
+    if config.task != "compare" and (data.folds in corpora.SETS or "," in data.folds):
+        raise UserError(f"data.folds is '{data.folds}', but a run alone takes one file of folds: name one, or run a comparison.")
+    lacking = [f"data.{field}" for field in ("features", "labels", "folds") if not data[field] or data[field] in corpora.SETS]
+    if data.features and not data.corpus and lacking:
+        raise UserError(f"data.features is given without {' and '.join(lacking)}: give that too, or name a corpus in data.corpus.")
+    if data.corpus and lacking and not data.prepared:
+        corpora.module(data.corpus)  # refuses an unknown one
+
+
+def _check_variants(variants: Sequence) -> None:
+    if not all(len(own) == 2 and isinstance(own[0], str) and all(len(pair) == 2 for pair in own[1]) for own in variants):
+        raise UserError("compare.variants must be pairs (name, ((field, value), ...)): correct it.")
+    for name in (names := [name for name, _ in variants]):
+        if name != Path(name).name or len(name) > 100 or names.count(name) > 1:
+            raise UserError(f"compare.variants: a folder is named '{name}'; give up to 100 letters without '/', and each name once.")
+
+
+def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Fields that the others leave unread, each with the reason."""
+    fields = flat(config)
+    heads = [name for name, value in fields.items() if name.endswith("objective.head") and value == "category"]
+    unread = {name.replace("head", "loss"): f"{name} is category" for name in heads}
+    if fields.get("train.strategy", "probe-then-full") != "probe-then-full":
+        unread["train.probe_steps"] = f"train.strategy is {config.train.strategy}"
+    if config.task != "compare":
+        return unread
+    arms, strategies = [ARMS[name] for name in config.compare.arms], config.compare.strategies
+    if not any(arm.needs_pretraining for arm in arms):
+        unread |= {name: "no arm in compare.arms is pretrained" for name in fields if name.startswith("pretrain.")}
+    if "probe-then-full" not in strategies:
+        unread["finetune.train.probe_steps"] = "compare.strategies lacks probe-then-full"
+    tuned = any(arm.mechanism == "tuned" for arm in arms)
+    if not tuned or set(strategies) == {"linear"}:
+        why = "compare.strategies is linear alone" if tuned else "no arm in compare.arms is trained"
+        trained = [name for name in fields if name.startswith("finetune.train.") and name != "finetune.train.batch_size"]
+        unread |= dict.fromkeys([*trained, "compare.learning_rates", *([] if tuned else ["compare.strategies"])], why)
+    return unread
