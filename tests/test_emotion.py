@@ -195,7 +195,9 @@ def test_encoder_and_head_are_all_that_is_learned():
     objective = make(SEVERAL)
     fresh = init(objective, jax.random.key(0))
     assert fresh.keys() == {"encoder", "head"} and not any(leaf.any() for leaf in jax.tree.leaves(fresh["head"]))
-    assert jax.tree.structure(fresh["encoder"]) == jax.tree.structure(ENCODER.init(jax.random.key(0), batch()["features"], NUM_STEPS)["params"])
+    assert jax.tree.structure(fresh["encoder"]) == jax.tree.structure(
+        ENCODER.init(jax.random.key(0), batch()["features"], NUM_STEPS)["params"]
+    )
     other = init(objective, jax.random.key(5))
     assert not np.allclose(fresh["encoder"]["projection"]["kernel"], other["encoder"]["projection"]["kernel"])
 

@@ -69,7 +69,9 @@ def test_a_new_encoder_is_one_new_file_for_every_objective(recurrent):
     for objective, constants in ((MaskedTimesteps(recurrent, 6, 0.5, 3, "l1", 1.0), {}), (intensity, standards)):
         params = jax.jit(objective.init)(jax.random.key(0), batch())
         variables = {"params": params, "constants": constants}
-        gradient = jax.jit(jax.grad(lambda p, o=objective, c=constants: o.loss({"params": p, "constants": c}, batch(), jax.random.key(1))[0]))
+        gradient = jax.jit(
+            jax.grad(lambda p, o=objective, c=constants: o.loss({"params": p, "constants": c}, batch(), jax.random.key(1))[0])
+        )
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(params)))
         assert all(len(values) == 4 for values in jax.jit(objective.predict)(variables, batch()).values())
     assert params["head"]["readout"]["kernel"].shape == (pooled, 2)
