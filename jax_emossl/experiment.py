@@ -116,12 +116,18 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
                 f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}."
             )
     check_held_out(card, corpus, source)
-    own = Frontend.make(config.data, corpus).settings()
-    for field, value in card.frontend.settings().items():
-        if own[field] != value:
-            notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {own[field]:g}.")
+    settings = card.frontend.settings()
+    for field, value in settings.items():
+        if config.data[field] != value:
+            notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {config.data[field]:g}.")
             config.data[field] = value
-    return card.frontend, checkpoint.load_best(source).variables["params"]["encoder"], card.recordings
+    frontend = dataclasses.replace(Frontend.make(config.data, corpus), train=card.frontend.train)
+    if frontend.dimension != card.frontend.dimension:
+        raise UserError(
+            f"{source} stacks {card.frontend.stack} frames in a model step of {settings['stack']:g} s where the corpus has "
+            f"{frontend.stack}: pretrain on features of the corpus's hop, {corpus.frame_seconds:g} s."
+        )
+    return frontend, checkpoint.load_best(source).variables["params"]["encoder"], card.recordings
 
 
 def check_held_out(card: Card, corpus: Corpus, source: Path) -> None:
