@@ -2,13 +2,15 @@ import csv
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
-from jax_emossl.train import Fitted
 
-from jax_emossl import preemption, results
+from jax_emossl import checkpoint, preemption, results, tuned
 from jax_emossl.data import corpora
 from jax_emossl.errors import UserError
+from jax_emossl.loop import Fitted
+from jax_emossl.study import num_labels
 from jax_emossl.tasks import compare
 
 ARMS = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")
@@ -65,9 +67,8 @@ def test_an_interrupted_comparison_fills_in_the_missing_cells_only(comparison_co
     _, rows = comparison
     monkeypatch.setattr(compare.workdir, "enter", lambda *_: None)
     results.write(pretrained_there / "results.json", rows[:-3], comparison_config)
-    sweeps = []
-    fit_members = compare.sweep.fit_members
-    monkeypatch.setattr(compare.sweep, "fit_members", lambda o, m, **k: sweeps.append(len(m)) or fit_members(o, m, **k))
+    sweeps, fit = [], tuned.fit
+    monkeypatch.setattr(tuned, "fit", lambda o, members, *a, **k: sweeps.append(len(members)) or fit(o, members, *a, **k))
     again = compare.run(comparison_config, pretrained_there)
     assert sweeps == [3] and not list(pretrained_there.glob("in_progress/*"))
     for one, other in zip(again, rows, strict=True):
@@ -86,74 +87,120 @@ def test_a_comparison_stopped_within_a_sweep_ends_the_same(comparison_config, co
         patch.setattr(preemption, "requested", lambda: True)
         with pytest.raises(preemption.Preempted):
             compare.run(comparison_config, pretrained_there)
-    assert list(pretrained_there.glob("in_progress/*/checkpoints/2"))
+    assert list(pretrained_there.glob("in_progress/*/checkpoints/1"))
     assert compare.run(comparison_config, pretrained_there)[-8:] == [row for row, own in zip(rows, tuned, strict=True) if own]
 
 
-def test_both_arms_try_the_same_grid_and_validation_alone_chooses(comparison_config, pretrained_there, no_report, monkeypatch):
-    monkeypatch.setattr(compare.workdir, "enter", lambda *_: None)
-    tried, reported = {True: [], False: []}, []
-    corpus = corpora.load(comparison_config.data)
-
-    def fit_members(objective, members, **_):
-        for member in members:
-            assert set(member.valid.recordings) == set(corpus.fold("valid").recordings)
-            assert set(member.train.recordings) <= set(corpus.fold("train").recordings)
-            tried[member.encoder is not None].append((member.config.to_dict(), member.train.positions.tolist()))
-        values = {1e-3: 0.5, 3e-3: 0.9, 1e-2: 0.2}
-        return [Fitted({"rate": m.config.train.learning_rate}, 1, values[m.config.train.learning_rate], [0.5] * 6) for m in members]
-
-    def predict_members(objective, params, segments, *_):
-        reported.extend((own["rate"], set(part.recordings)) for own, part in zip(params, segments, strict=True))
-        return [{"scores": np.zeros((len(part), 6), np.float32)} for part in segments]
-
+@pytest.fixture
+def grid_config(comparison_config):
+    """Both tuned arms with one strategy and three learning rates."""
     config = comparison_config.copy_and_resolve_references()
     config.compare.learning_rates, config.compare.arms = (1e-3, 3e-3, 1e-2), ("pretrained", "scratch")
     config.compare.strategies = ("probe-then-full",)
-    monkeypatch.setattr(compare.sweep, "fit_members", fit_members)
-    monkeypatch.setattr(compare.sweep, "predict_members", predict_members)
-    rows = compare.run(config, pretrained_there)
+    return config
+
+
+def test_both_arms_try_the_same_grid_and_validation_alone_chooses(grid_config, pretrained_there, no_report, monkeypatch):
+    monkeypatch.setattr(compare.workdir, "enter", lambda *_: None)
+    tried, reported = {True: [], False: []}, []
+    corpus = corpora.load(grid_config.data)
+    encoder = checkpoint.load_best(pretrained_there / "pretrain").variables["params"]["encoder"]
+
+    def fit(objective, members, config, **_):
+        settings = {name: value for name, value in config.train.items() if name not in ("strategy", "learning_rate")}  # members' own
+        for member in members:
+            assert set(member.valid.recordings) == set(corpus.fold("valid").recordings)
+            assert {*member.train.recordings, *member.reference.recordings} <= set(corpus.fold("train").recordings)
+            pretrained = jax.tree.all(jax.tree.map(np.array_equal, member.params["encoder"], encoder))
+            rates = {name: float(value) for name, value in vars(member.rates).items()}
+            tried[pretrained].append((settings, member.seed, member.crop, rates, member.train.positions.tolist()))
+        values = {1e-3: 0.5, 3e-3: 0.9, 1e-2: 0.2}
+        rates = [round(float(member.rates.learning_rate), 6) for member in members]
+        return [Fitted({"rate": rate}, 1, values[rate], [0.5] * 6, "") for rate in rates]
+
+    def predict(objective, variables, segments, *_, **__):
+        reported.extend((own["rate"], set(part.recordings)) for own, part in zip(variables, segments, strict=True))
+        return [{"scores": np.zeros((len(part), 6), np.float32)} for part in segments]
+
+    monkeypatch.setattr(tuned, "fit", fit)
+    monkeypatch.setattr(tuned, "predict", predict)
+    rows = compare.run(grid_config, pretrained_there)
     assert tried[True] == tried[False] and len(tried[True]) == 12
     assert reported == [(3e-3, set(corpus.fold("test").recordings))] * 8  # the highest validation AUROC
     assert {row["selection"]["learning_rate"] for row in rows if row["arm"] != "constant"} == {3e-3}
 
 
-def test_the_frozen_strategy_is_taken_where_validation_prefers_it(comparison):
+def test_a_training_that_diverges_is_told_and_no_choice_unless_all_do(grid_config, pretrained_there, no_report, monkeypatch, capsys):
+    monkeypatch.setattr(compare.workdir, "enter", lambda *_: None)
+    monkeypatch.setattr(tuned, "predict", lambda _, v, segments, *a, **k: [{"scores": np.zeros((len(part), 6))} for part in segments])
+    broken = Fitted(None, None, None, None, "the loss of step 1 is not finite")
+
+    def fit(lost):
+        def one(member):
+            return broken if round(float(member.rates.learning_rate), 6) in lost else Fitted({}, 1, 0.5, [0.5] * 6, "")
+
+        return lambda objective, members, config, **_: [one(member) for member in members]
+
+    monkeypatch.setattr(tuned, "fit", fit((1e-3, 1e-2)))
+    rows = compare.run(grid_config, pretrained_there)
+    assert {row["selection"]["learning_rate"] for row in rows if row["arm"] != "constant"} == {3e-3}
+    assert "the loss of step 1 is not finite in one of its trainings; its best step so far stands" in capsys.readouterr().err
+    (pretrained_there / results.RESULTS_FILE).unlink()
+    monkeypatch.setattr(tuned, "fit", fit((1e-3, 3e-3, 1e-2)))
+    with pytest.raises(UserError, match="Every training of pretrained with 12 labels diverged: lower compare.learning_rates"):
+        compare.run(grid_config, pretrained_there)
+
+
+def assert_same_metrics(one, other):
+    """But for rounding: the same labels in another order."""
+    for name in ("auroc", "mae", "balanced_accuracy"):
+        assert one["metrics"][name] == pytest.approx(other["metrics"][name], rel=1e-4)
+
+
+def test_the_linear_strategy_is_taken_where_validation_prefers_it(comparison):
     _, rows = comparison
     values = {(r["arm"], r["num_labels"], r["seed"]): r for r in rows}
-    for linear, tuned in (("frozen", "pretrained"), ("random", "scratch")):
+    for linear, tuned_arm in (("frozen", "pretrained"), ("random", "scratch")):
         for count, seed in ((12, 0), (12, 1), (36, 0), (36, 1)):
-            probe, own = values[linear, count, seed], values[tuned, count, seed]
-            assert own["selection"]["value"] >= probe["selection"]["value"]
-            if own["selection"]["strategy"] == "frozen":
-                assert own["metrics"] == probe["metrics"]
+            fixed, own = values[linear, count, seed], values[tuned_arm, count, seed]
+            assert fixed["selection"]["strategy"] == "linear" and own["selection"]["strategy"] in ("linear", "probe-then-full")
+            assert own["selection"]["value"] >= fixed["selection"]["value"]
+            if own["selection"]["strategy"] == "linear":
+                assert own["step"] is None
+                assert_same_metrics(own, fixed)
 
 
-def test_label_counts_beyond_the_fold_are_left_out_with_a_notice(comparison_config, comparison, capsys):
-    folder, _ = comparison
+def test_with_the_linear_strategy_alone_nothing_is_trained(comparison_config, comparison, pretrained_there, no_report, monkeypatch):
+    monkeypatch.setattr(compare.workdir, "enter", lambda *_: None)
+    monkeypatch.setattr(tuned, "fit", None)
     config = comparison_config.copy_and_resolve_references()
-    config.compare.label_counts = (12, 0.5, 36, 37, 0)
-    study = compare._Study(config, folder, "", "", False)
-    assert {cell.budget for cell in study.cells()} == {12, 0.5, 0} and study._num_labels(0.5) == 18
-    assert study._num_labels(0.001) == 1  # a share of all, never all
-    assert "has 36 labelled segments: the label count 37 is left out" in capsys.readouterr().err
-    config.compare.label_counts = (36,)
-    assert {cell.budget for cell in study.cells()} == {0, 36}  # 0 is the constant's
-    config.compare.label_counts = (37,)
+    config.compare.update({"strategies": ("linear",), "arms": ("pretrained", "frozen", "scratch", "random"), "seeds": 1})
+    rows = {(row["arm"], row["budget"], row["seed"]): row for row in compare.run(config, pretrained_there)}
+    for linear, tuned_arm in (("frozen", "pretrained"), ("random", "scratch")):
+        for budget, seed in ((12, 0), (0, 0)):
+            assert_same_metrics(rows[linear, budget, seed], rows[tuned_arm, budget, seed])
+
+
+def test_label_counts_beyond_the_fold_are_left_out_with_a_notice(comparison_config, capsys):
+    def budgets(*counts):
+        config.compare.label_counts = counts
+        return {cell.budget for cell in compare._cells(config, "", 36) if cell.arm != "constant"}
+
+    config = comparison_config.copy_and_resolve_references()
+    assert budgets(12, 0.5, 36, 37, 0) == {12, 0.5, 0} and num_labels(0.5, 36) == 18
+    assert num_labels(0.001, 36) == 1  # a share of all, never all
+    err = capsys.readouterr().err
+    assert "has 36 labelled segments: the label count 37 is left out" in err
+    assert "has 36 labelled segments: the label count 36, which is what 0 asks for, is left out" in err
+    assert budgets(36) == {36}
     with pytest.raises(UserError, match="Every one of compare.label_counts is beyond the 36 labelled segments"):
-        study.cells()
+        budgets(37)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("arms", (), "must name at least one each"),
-        ("arms", ("untrained",), "compare.arms is 'untrained': choose one of pretrained"),
-        ("strategies", ("half",), "compare.strategies is 'half'"),
-        ("label_counts", (-1,), "give counts, fractions of the fold, or 0"),
-        ("fold", "train", "compare.fold is 'train'"),
-        ("variants", (("x", ()), ("x", ())), "compare.variants has the name 'x' twice"),
-        ("variants", (("w/o norm", ()),), "compare.variants has the name 'w/o norm': folders are named after it"),
+        ("label_counts", (37, 1000), "Every one of compare.label_counts is beyond the 36 labelled segments"),
         ("variants", (("x", (("data.nonsense", 1),)),), "'x' sets data.nonsense, which is no field"),
         ("variants", (("x", (("data.clip", "wide"),)),), "'x' sets data.clip, which is no field or not of this type"),
     ],
@@ -174,18 +221,18 @@ def test_rotations_and_variants_are_pretrained_and_compared_apart(comparison_con
     config.data.prepared, config.data.corpus = "", "demo"
     config.data.features, config.data.labels = (str(demo_files / f"DEMO_{name}.csd") for name in ("COVAREP", "Labels"))
     config.data.folds = f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}"
-    config.compare.update({"arms": ("frozen",), "label_counts": (12,), "seeds": 1})
-    config.compare.variants = (("short", (("pretrain.train.steps", 2),)), ("own", (("data.norm_prior", 0.0), ("compare.seeds", 2))))
+    config.compare.update({"arms": ("frozen",), "label_counts": (12,), "seeds": 2})
+    config.compare.variants = (("own", (("data.norm_prior", 0.0),)), ("short", (("pretrain.train.steps", 2), ("compare.seeds", 1))))
     rows = compare.run(config, tmp_path / "out")
     made = [(row["variant"], row["folds"], row["arm"], row["seed"]) for row in rows]
-    expected = [("short", 0), ("own", 0), ("own", 1)]
+    expected = [("own", 0), ("own", 1), ("short", 0)]
     assert sorted(m for m in made if m[2] == "frozen") == sorted((v, f, "frozen", s) for v, s in expected for f in ("a", "b"))
     assert sum(m[2] == "constant" for m in made) == 4
     for variant in ("short", "own"):
         for rotation in ("a", "b"):
             pretraining = tmp_path / "out" / "pretrain" / variant / rotation
             assert json.loads((pretraining / "config.json").read_text())["train"]["steps"] == (2 if variant == "short" else 6)
-            assert set(json.loads((pretraining / "encoder.json").read_text())["recordings"]) == set(
+            assert set(json.loads((pretraining / "card.json").read_text())["recordings"]) == set(
                 folds["train" if rotation == "a" else "test"]
             )
 
