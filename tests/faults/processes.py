@@ -26,7 +26,7 @@ def _long(config, **fields):
     return _arguments(config, **TINY | {"train.steps": steps, "train.eval_every": every, "train.log_every": every // 4} | fields)
 
 
-_PRETRAIN = {"train.crop": 16, "objective.span": 4}
+_PRETRAIN = {"train.crop": 2.56, "objective.span": 0.64}
 ARGUMENTS = {
     "pretrain": _long("pretrain", **_PRETRAIN),
     "finetune": _long("finetune", **{"train.probe_steps": 100}),
@@ -61,10 +61,10 @@ class Run:
         )
 
     def outcome(self):
-        """All that a run leaves and that is to be the same: the files' bytes, and the best step with its parameters."""
-        step, params = checkpoint.load_best_params(self.workdir) if self.steps() else (None, {})
-        names = [name for name in ("metrics.jsonl", "results.json") if (self.workdir / name).exists()]
-        return {name: (self.workdir / name).read_bytes() for name in names} | {"best": (step, checkpoint.digest(params))}
+        """All that a run leaves and that is to be the same: the files' bytes, the best step with its variables, and what was calibrated there."""
+        best = checkpoint.load_best(self.workdir) if self.steps() else checkpoint.Best(None, {}, None)
+        names = [name for name in ("metrics.jsonl", "results.json", "card.json") if (self.workdir / name).exists()]
+        return {name: (self.workdir / name).read_bytes() for name in names} | {"best": (best.step, checkpoint.digest(best.variables), best.calibration)}
 
     def steps(self):
         """Steps of the checkpoints that are complete."""

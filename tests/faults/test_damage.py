@@ -23,11 +23,11 @@ def flip(file, share=0.5):
 
 
 DAMAGE = {
-    "parameters cut off": lambda folder: truncate(largest(folder / "params")),
+    "variables cut off": lambda folder: truncate(largest(folder / "variables")),
     "optimiser state missing": lambda folder: largest(folder / "opt_state").unlink(),
-    "a byte of the parameters": lambda folder: flip(largest(folder / "params"), 0.3),
+    "a byte of the variables": lambda folder: flip(largest(folder / "variables"), 0.3),
     "a byte of the optimiser state": lambda folder: flip(largest(folder / "opt_state"), 0.7),
-    "a byte of the best parameters": lambda folder: flip(largest(folder / "best")),
+    "a byte of the best variables": lambda folder: flip(largest(folder / "best")),
     "a byte of the progress": lambda folder: flip(folder / "progress" / "metadata"),
     "a byte of the score": lambda folder: flip(folder / "metrics" / "metrics", 0.2),
     "a byte of the sums": lambda folder: flip(folder / "sha256" / "metadata"),

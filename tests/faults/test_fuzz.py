@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from make_corpus import Files
 
+from jax_emossl import card as cards
 from jax_emossl import checkpoint, figures, report, results, significance, workdir
-from jax_emossl.checkpoint import EncoderCard
+from jax_emossl.card import Card
 from jax_emossl.data import corpus, csd, prepared
 from jax_emossl.errors import UserError
 
@@ -555,24 +556,24 @@ def trained_run(pretraining, tmp_path):
 def check_card(card):
     frontend = card.frontend
     assert frontend.pool >= 1 and frontend.stack >= 1 and 0 < frontend.clip < math.inf and frontend.prior >= 0
-    assert len(frontend.train.mean) == len(frontend.names)
+    assert 0 < frontend.frame_seconds < math.inf and len(frontend.train.mean) == len(frontend.names)
     assert all(isinstance(name, str) for name in (card.corpus, *frontend.names, *card.emotions, *card.recordings, *card.classes))
-    assert isinstance(card.model, dict)
+    assert isinstance(card.model, dict) and isinstance(card.head, str) and isinstance(card.num_labels, int)
 
 
 @cases(150)
 @given(changes)
 def test_cards_of_changed_bytes(reads, trained_run, made):
-    file = trained_run / checkpoint.ENCODER_FILE
-    changed(file, damaged(file.read_bytes(), made), lambda: reads("encoder.json", lambda: EncoderCard.load(trained_run), check_card))
+    file = trained_run / cards.FILE
+    changed(file, damaged(file.read_bytes(), made), lambda: reads("card.json", lambda: Card.load(trained_run), check_card))
 
 
 @cases(250)
 @given(edits)
 def test_cards_of_changed_structure(reads, trained_run, made):
-    file = trained_run / checkpoint.ENCODER_FILE
+    file = trained_run / cards.FILE
     text = edited(json.loads(file.read_text()), made)
-    changed(file, text, lambda: reads("encoder.json", lambda: EncoderCard.load(trained_run), check_card))
+    changed(file, text, lambda: reads("card.json", lambda: Card.load(trained_run), check_card))
 
 
 @cases(150)
@@ -588,24 +589,24 @@ def test_checkpoints_of_changed_bytes(reads, trained_run, pretraining, number, m
     sound = _best(pretraining)
 
     def check(loaded):
-        assert checkpoint.digest(loaded[1]) == sound[loaded[0]]
+        assert checkpoint.digest(loaded.variables) == sound[loaded.step]
 
     with contextlib.ExitStack() as restored:
         for file in chosen:
             restored.callback(file.write_bytes, file.read_bytes())
             file.write_bytes(damaged(file.read_bytes(), made))
-        reads("checkpoints", lambda: checkpoint.load_best_params(trained_run), check)
+        reads("checkpoints", lambda: checkpoint.load_best(trained_run), check)
 
 
 @functools.cache
 def _best(run):
-    """Sums of the best parameters by step, from every checkpoint alone."""
+    """Sums of the best variables by step, from every checkpoint alone."""
     sums = {}
     for step in sorted(int(folder.name) for folder in (run / checkpoint.FOLDER).iterdir()):
         copy = shutil.copytree(run, run.parent / f"{run.name}-{step}")
         for other in (copy / checkpoint.FOLDER).iterdir():
             if other.name != str(step):
                 shutil.rmtree(other)
-        best, params = checkpoint.load_best_params(copy)
-        sums[best] = checkpoint.digest(params)
+        best = checkpoint.load_best(copy)
+        sums[best.step] = checkpoint.digest(best.variables)
     return sums
