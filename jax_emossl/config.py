@@ -9,7 +9,7 @@ import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from jax_emossl.errors import UserError, notice
 _MOST, _ANY = 2**31 - 1, math.inf
 # Of a number the smallest and the largest; of a text its choices, or the package whose files they are; of a tuple, for each in it.
 # Times are in seconds. The fields of an objective go by its name.
-_ALLOWED: dict[str, tuple | str] = {
+_ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "task": "tasks",
     "model.name": "encoders",
     "objective.name": "objectives",
     "fold": ("train", "valid", "test"),
     "compare.fold": ("valid", "test"),
-    "compare.arms": tuple(name for name, arm in ARMS.items() if arm.mechanism != "constant"),
+    "compare.arms": lambda: [name for name, arm in ARMS.items() if arm.mechanism != "constant"],  # those there are when it is asked
     "compare.strategies": ("linear", "full", "probe-then-full"),
     "compare.seeds": (1, 10_000),
     "train.strategy": ("full", "probe", "probe-then-full"),
@@ -171,6 +171,8 @@ def _key(fields: Mapping[str, Any], name: str) -> str:
 
 def _check_value(name: str, key: str, values: Sequence) -> None:
     allowed = _ALLOWED.get(key, ())
+    if callable(allowed):
+        allowed = allowed()
     if isinstance(allowed, str):
         allowed = [module.name for module in pkgutil.iter_modules(importlib.import_module(f"jax_emossl.{allowed}").__path__)]
     if not values and key.startswith("compare."):
