@@ -64,7 +64,8 @@ class Run:
         """All that a run leaves and that is to be the same: the files' bytes, the best step with its variables, and what was calibrated there."""
         best = checkpoint.load_best(self.workdir) if self.steps() else checkpoint.Best(None, {}, None)
         names = [name for name in ("metrics.jsonl", "results.json", "card.json") if (self.workdir / name).exists()]
-        return {name: (self.workdir / name).read_bytes() for name in names} | {"best": (best.step, checkpoint.digest(best.variables), best.calibration)}
+        kept = {name: (self.workdir / name).read_bytes() for name in names}
+        return kept | {"best": (best.step, checkpoint.digest(best.variables), best.calibration)}
 
     def steps(self):
         """Steps of the checkpoints that are complete."""
