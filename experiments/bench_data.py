@@ -104,22 +104,25 @@ def training(config_name: str, folder: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from jax_emossl import mesh
     from jax_emossl.data.batches import in_memory
+    from jax_emossl.loop import train_step
     from jax_emossl.optimizer import Optimizer, Rates
-    from jax_emossl.train import begin, train_step
 
     config, segments, sampler, experiment = _experiment(config_name, folder)
-    optimizer, rates = Optimizer.make(config.train), mesh.replicate(Rates.make(config.train))
-    params, key, segments = begin(experiment.objective, config, segments, experiment.segments("train"), experiment.encoder)
-    opt_state = mesh.replicate(jax.jit(optimizer.transformation().init)(params))
+    objective, optimizer, rates = experiment.objective, Optimizer.make(config.train), Rates.make(config.train)
+    step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("params", "opt_state"))
+    params, constants = jax.device_put(experiment.params()), {}
+    if objective.labelled:  # any standards take the same time
+        shape = len(segments.recording_names), params["head"]["readout"]["kernel"].shape[0]
+        constants = {"location": jnp.zeros(shape), "scale": jnp.ones(shape)}
+    opt_state = optimizer.transformation().init(params)
     host = list(in_memory(segments, sampler, 0, 0, _TRAIN_STEPS))
-    batches = [mesh.shard(batch) for batch in host]
+    batches, key = jax.device_put(host), jax.random.key(0)
     seconds = 0.0
     for _ in range(2):  # the first round compiles every length
         start = time.perf_counter()
         for step, batch in enumerate(batches):
-            params, opt_state, sums = train_step(experiment.objective, optimizer, rates, params, opt_state, jnp.int32(step), batch, key)
+            params, opt_state, sums = step_of(objective, optimizer, rates, key, constants, params, opt_state, jnp.int32(step), batch)
         jax.block_until_ready((params, sums))
         seconds = time.perf_counter() - start
     frames = sum(_frames(batch, experiment) for batch in host)
@@ -140,13 +143,14 @@ def _experiment(config_name: str, folder: str):
     config.data.prepared = folder
     experiment = build(config)
     segments = experiment.training_segments()
-    sampler = Sampler(segments.lengths, config.train.batch_size, config.train.crop, config.data.bucket_growth)
+    crop = experiment.frontend.steps(config.train.crop)
+    sampler = Sampler(segments.lengths, config.train.batch_size, crop, config.data.bucket_growth)
     return config, segments, sampler, experiment
 
 
 def _frames(batch: dict[str, np.ndarray], experiment) -> int:
     """Frames at 100 Hz behind a batch; padding and filler rows do not count."""
-    return int(np.sum(batch["num_frames"] * batch["weight"])) * experiment.frontend.frames_per_step
+    return int(np.sum(batch["num_steps"] * batch["weight"])) * experiment.frontend.frames_per_step
 
 
 def _count(segments: Iterator) -> dict:

@@ -28,13 +28,11 @@ from tqdm import tqdm
 SIDES = ("sweep", "one by one, all devices", "one by one, one device")
 
 
-def config_of(corpus: str, steps: int, seed: int):
-    from configs import scratch
+FIELDS = {"num_labels": 60, "train.strategy": "full", "train.crop": 2.56, "train.patience": 0}
 
-    config = scratch.get_config(corpus)
-    config.seed, config.num_labels = seed, 60
-    config.train.update({"steps": steps, "eval_every": steps, "crop": 64, "patience": 0})
-    return config
+
+def fields_of(steps: int, seed: int) -> dict:
+    return FIELDS | {"seed": seed, "train.steps": steps, "train.eval_every": steps}
 
 
 def measure(side: str, corpus: str, members: int, steps: int, repeats: int) -> list[list[float]]:
@@ -43,20 +41,31 @@ def measure(side: str, corpus: str, members: int, steps: int, repeats: int) -> l
 
     if side != "one by one, one device":
         mesh.use_cpu_cores((32,))
-    from jax_emossl import sweep
+    from configs import scratch
+    from jax_emossl import config as fields
     from jax_emossl.experiment import build
-    from jax_emossl.train import fit
+    from jax_emossl.loop import fit
+    from jax_emossl.predict import Resident
 
-    configs = [config_of(corpus, steps, seed) for seed in range(members)]
-    first = build(configs[0])
+    trainings, first = [], None
+    for seed in range(members):
+        config = scratch.get_config(corpus)
+        config.update_from_flattened_dict(fields_of(steps, seed))
+        fields.resolve(config, FIELDS)
+        trainings.append(build(config, first and first.corpus, first and first.frontend))
+        first = first or trainings[0]
     background, valid = first.segments("train"), first.segments("valid")
-    trains = [build(c, first.corpus, first.frontend).training_segments() for c in configs]
-    trains = [background.take(train.positions) for train in trains]
-    if side == "sweep":
-        made = [sweep.Member(c, t, valid, None, background) for c, t in zip(configs, trains, strict=True)]
-        runs = [lambda: sweep.fit_members(first.objective, made)]
-    else:
-        runs = [functools.partial(fit, first.objective, t, valid, c, background=background) for c, t in zip(configs, trains, strict=True)]
+
+    def made(own):
+        return own.member(background.take(own.training_segments().positions), valid, own.start()[0])
+
+    def sweep():
+        return fit(first.objective, [made(own) for own in trainings], first.config, resident=Resident([background, valid]))
+
+    def alone(own):
+        return fit(own.objective, [made(own)], own.config)
+
+    runs = [sweep] if side == "sweep" else [functools.partial(alone, own) for own in trainings]
     return [[_seconds(run) for run in runs] for _ in range(repeats)]
 
 
@@ -75,9 +84,8 @@ def whole(own: Sequence[float], number: int) -> float:
 def separate(corpus: str, steps: int, seed: int) -> float:
     """Seconds of one training in a process of its own, from the command line to its results."""
     with tempfile.TemporaryDirectory() as folder:
-        fields = {"seed": seed, "num_labels": 60, "train.steps": steps, "train.eval_every": steps, "train.crop": 64, "train.patience": 0}
         command = [sys.executable, "-m", "jax_emossl.main", f"--config=configs/scratch.py:{corpus}", f"--workdir={folder}/run"]
-        command += [f"--config.{k}={v}" for k, v in fields.items()]
+        command += [f"--config.{k}={v}" for k, v in fields_of(steps, seed).items()]
         return _seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 
 

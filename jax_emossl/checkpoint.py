@@ -40,18 +40,16 @@ class Snapshot:
 
     Attributes:
       step: steps done.
-      params: parameters after them.
+      variables: parameters and constants after them.
       opt_state: the optimiser's state.
-      best: parameters of the best step so far by validation.
-      kept: what readers need besides them, the same at every step; None for nothing.
+      best: variables of the best step so far by validation.
       progress: what the loop has decided and not yet logged, as JSON.
     """
 
     step: int
-    params: Any = None
+    variables: Any = None
     opt_state: Any = None
     best: Any = None
-    kept: Any = None
     progress: dict = dataclasses.field(default_factory=dict)
 
 
@@ -187,8 +185,7 @@ def _score(saved_metrics: dict) -> float:
 
 
 def _state(snapshot: Snapshot) -> dict[str, Any]:
-    kept = {} if snapshot.kept is None else {"kept": snapshot.kept}
-    return {"params": snapshot.params, "opt_state": snapshot.opt_state, "best": snapshot.best, **kept}
+    return {"variables": snapshot.variables, "opt_state": snapshot.opt_state, "best": snapshot.best}
 
 
 def _save_args(state: dict[str, Any], progress: dict) -> ocp.args.Composite:
@@ -243,11 +240,10 @@ def _is_intact(manager: ocp.CheckpointManager, step: int, saved: dict[str, Any])
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The parameters (NumPy) of a run's best step, what was kept beside them, and what was calibrated there."""
+    """The variables (NumPy) of a run's best step, and what was calibrated there."""
 
     step: int
-    params: dict
-    kept: dict | None
+    variables: dict
     calibration: Any
 
 
@@ -262,14 +258,12 @@ def load_best(workdir: Path) -> Best:
     manager = _manager(workdir, read_only=True)
     try:
         for step in sorted(manager.all_steps(), reverse=True):
-            items = [name for name in ("best", "kept") if (workdir / FOLDER / str(step) / name).is_dir()]
-            saved = _saved_shapes(workdir, step, items)
+            saved = _saved_shapes(workdir, step, ("best",))
             snapshot = _restore_intact(manager, step, saved or {"best": None})
             if snapshot and (own := snapshot.progress["members"][0])["best_step"] is not None:
                 if not (workdir / RESULTS_FILE).exists():
                     notice(f"{workdir} is not finished (it has no {RESULTS_FILE}): its best step so far, {own['best_step']}, is used.")
-                params = jax.tree.map(lambda leaf: np.asarray(leaf)[0], snapshot.best)
-                return Best(own["best_step"], params, snapshot.kept and jax.tree.map(np.asarray, snapshot.kept), own["calibration"])
+                return Best(own["best_step"], jax.tree.map(lambda leaf: np.asarray(leaf)[0], snapshot.best), own["calibration"])
     finally:
         manager.close()
     raise UserError(f"{workdir} holds no complete checkpoint: run its training first.")

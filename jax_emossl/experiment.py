@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
 
-from jax_emossl import checkpoint, encoders, objectives, representation
+from jax_emossl import checkpoint, encoders, objectives, standards
 from jax_emossl.card import Card
 from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.batches import Segments
@@ -19,10 +18,8 @@ from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import UNLABELLED, Corpus
 from jax_emossl.errors import UserError, notice
 from jax_emossl.loop import Member, run_keys
-from jax_emossl.objectives import Objective, Params, Variables
+from jax_emossl.objectives import Objective, Params
 from jax_emossl.optimizer import Rates
-
-FOLDS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,26 +76,12 @@ class Experiment:
         params = jax.device_get(_init(self.objective, run_keys(self.config.seed)[0], self.frontend.dimension))
         return params if self.encoder is None else {**params, "encoder": self.encoder}
 
-    def start(self) -> tuple[Variables, Params | None]:
-        """Initial variables, and of them what `constants` needs for other folds."""
-        params = self.params()
-        if not self.objective.labelled:
-            return {"params": params, "constants": {}}, None
-        segments = {fold: self.segments(fold) for fold in FOLDS}
-        vectors = representation.represent(self.objective.encoder, params["encoder"], segments, *self.sizes)
-        toward = representation.overall(vectors["train"])
-        constants = representation.standards(vectors, segments, toward)
-        return {"params": params, "constants": constants}, {"encoder": params["encoder"], **toward}
-
-    def constants(self, kept: Params, segments: Mapping[str, Segments]) -> Params:
-        """The constants of a run for these folds' recordings, from what it kept of its start."""
-        vectors = representation.represent(self.objective.encoder, kept["encoder"], segments, *self.sizes)
-        return representation.standards(vectors, segments, kept)
-
-    def member(self, train: Segments, valid: Segments, variables: Variables) -> Member:
-        """This training, for `loop.fit`."""
+    def member(self, train: Segments, valid: Segments, background: Segments) -> Member:
+        """This training, for `loop.fit`; the `background` is the training fold, of which labels are not read."""
+        reference = standards.reference(train, background) if self.objective.labelled else None
         settings = self.config.train
-        return Member(self.config.seed, train, valid, variables, Rates.make(settings), self.frontend.steps(settings.crop))
+        crop = self.frontend.steps(settings.crop)
+        return Member(self.config.seed, train, valid, reference, self.params(), Rates.make(settings), crop)
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "dimension"))
@@ -133,12 +116,18 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
                 f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}."
             )
     check_held_out(card, corpus, source)
-    own = Frontend.make(config.data, corpus).settings()
-    for field, value in card.frontend.settings().items():
-        if own[field] != value:
-            notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {own[field]:g}.")
+    settings = card.frontend.settings()
+    for field, value in settings.items():
+        if config.data[field] != value:
+            notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {config.data[field]:g}.")
             config.data[field] = value
-    return card.frontend, checkpoint.load_best(source).params["encoder"], card.recordings
+    frontend = dataclasses.replace(Frontend.make(config.data, corpus), train=card.frontend.train)
+    if frontend.dimension != card.frontend.dimension:
+        raise UserError(
+            f"{source} stacks {card.frontend.stack} frames in a model step of {settings['stack']:g} s where the corpus has "
+            f"{frontend.stack}: pretrain on features of the corpus's hop, {corpus.frame_seconds:g} s."
+        )
+    return frontend, checkpoint.load_best(source).variables["params"]["encoder"], card.recordings
 
 
 def check_held_out(card: Card, corpus: Corpus, source: Path) -> None:

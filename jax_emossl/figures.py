@@ -1,56 +1,30 @@
-"""Figures of a report, legible in print and to colour-blind readers."""
+"""Figures of a comparison, legible in print and to colour-blind readers."""
 
 from __future__ import annotations
 
 import io
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from jax_emossl.metrics import LOWER_IS_BETTER
+from jax_emossl.arms import ARMS
+from jax_emossl.comparison import Comparison
+from jax_emossl.metrics import FULL_NAMES, LOWER_IS_BETTER
 
-if TYPE_CHECKING:
-    from jax_emossl.report import Comparison
-
-_NAMES = {
-    "mae": "mean absolute error",
-    "auroc": "AUROC (mean over emotions)",
-    "uar": "unweighted average recall",
-    "accuracy4": "4-class accuracy",
-    "f1_macro": "macro F1",
-    "accuracy": "accuracy",
-}
-# Okabe & Ito's colours, told apart by colour-blind readers; markers and dashes carry the same in print.
+# Okabe & Ito's colours, told apart by colour-blind readers; markers carry the same in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#999999")
 _MARKERS = "os^Dv*PX<"
-_STYLE = {
-    "pretrained": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
-    "frozen": {"color": "#56B4E9", "marker": "v", "linestyle": "-."},
-    "pretrained+functionals": {"color": "#CC79A7", "marker": "D", "linestyle": "-"},
-    "scratch": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
-    "random": {"color": "#999999", "marker": "x", "linestyle": "--"},
-    "functionals": {"color": "#009E73", "marker": "^", "linestyle": "-."},
-}
 
 
-def name_of(metric: str) -> str:
-    return _NAMES.get(metric, metric)
-
-
-def emotion_metrics(c: Comparison) -> list[str]:
-    """The metrics per emotion to show: recall, or MAE."""
-    return [name for name in c.metrics if name.startswith("recall of " if c.category else "mae of ")]
-
-
-def save(figure, path: Path, source: str) -> bytes:
+def save(figure: Figure, path: Path, source: str) -> bytes:
     """Writes PATH.png and PATH.pdf with their source beneath; returns the PNG."""
     width = int(figure.get_figwidth() * 20)
     figure.text(0.01, -0.01, textwrap.fill(source, width), fontsize=5.5, color="#555555", va="top")
@@ -62,7 +36,7 @@ def save(figure, path: Path, source: str) -> bytes:
     return stream.getvalue()
 
 
-def learning_curve(c: Comparison, variant: str, metric: str):
+def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
     """Metric against label count for all arms, with intervals, and the constant predictor."""
     figure, axes = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
     arms = c.arms(variant)
@@ -70,39 +44,37 @@ def learning_curve(c: Comparison, variant: str, metric: str):
         budgets = c.budgets(variant, arm)
         estimates = [c.estimate(variant, arm, budget, metric) for budget in budgets]
         x = np.array([c.labels(budget) for budget in budgets]) * 1.035 ** (i - (len(arms) - 1) / 2)  # side by side
-        value = np.array([e.value for e in estimates])
         bounds = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
-        axes.errorbar(
-            x, value, yerr=np.nan_to_num(np.maximum(bounds, 0)), label=arm, capsize=2, linewidth=1.5, elinewidth=0.8, **_STYLE[arm]
-        )
+        bars = {"yerr": np.nan_to_num(np.maximum(bounds, 0)), "capsize": 2, "elinewidth": 0.8}
+        axes.errorbar(x, [e.value for e in estimates], label=arm, linewidth=1.5, **bars, **ARMS[arm].style)
     constant = c.constant(metric)
     if constant is not None:
-        axes.axhline(constant, label="constant predictor", color="#555555", linestyle=":")
-    budgets = c.all_budgets(variant)
+        axes.axhline(constant, label="constant predictor", **ARMS["constant"].style)
+    budgets = c.budgets(variant)
     axes.set_xscale("log")
     axes.set_xticks([c.labels(b) for b in budgets], [c.budget_name(b) for b in budgets])
     axes.minorticks_off()
     axes.set_xlabel("labelled training segments")
-    axes.set_ylabel(name_of(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
-    _title(axes, c)
+    axes.set_ylabel(FULL_NAMES[metric] + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
+    rotations = f", {len(c.rotations)} rotations" if len(c.rotations) > 1 else ""
+    axes.set_title(f"{c.corpus}, {c.fold} fold{rotations}, {len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}", fontsize=10)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False, fontsize=8)  # below: it hides nothing
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def gains_per_emotion(c: Comparison, variant: str):
-    """Pretrained less scratch per emotion: one panel per label count, positive where pretraining helps."""
-    names = emotion_metrics(c)
-    budgets = c.budgets(variant, "pretrained", "scratch")
-    figure, panels = plt.subplots(1, len(budgets), figsize=(1.2 + 1.6 * len(budgets), 0.6 + 0.4 * len(names)), sharey=True, sharex=True, layout="constrained", squeeze=False)  # fmt: skip
+def gains_per_emotion(c: Comparison, variant: str, arm: str, other: str) -> Figure:
+    """One arm less another per emotion: one panel per label count, positive where `arm` is better."""
+    names, budgets = c.emotion_metrics, c.budgets(variant, arm, other)
+    size = (1.2 + 1.6 * len(budgets), 0.6 + 0.4 * len(names))
+    figure, panels = plt.subplots(1, len(budgets), figsize=size, sharey=True, sharex=True, layout="constrained", squeeze=False)
+    sign, color = 1 if c.category else -1, ARMS[arm].style["color"]  # a lower error is a gain
     for axes, budget in zip(panels[0], budgets, strict=True):
         for y, name in enumerate(names):
-            e = c.difference(variant, "pretrained", "scratch", budget, name)
-            if e is None or not np.isfinite(e.value):
-                continue
-            sign = 1 if c.category else -1  # a lower MAE is a gain
-            axes.plot([sign * e.low, sign * e.high], [y, y], color="#0072B2", linewidth=1.2)
-            axes.plot(sign * e.value, y, "o", color="#0072B2", markersize=5)
+            e = c.difference(variant, arm, other, budget, name)
+            if e is not None and np.isfinite(e.value):
+                axes.plot([sign * e.low, sign * e.high], [y, y], color=color, linewidth=1.2)
+                axes.plot(sign * e.value, y, "o", color=color, markersize=5)
         axes.axvline(0, color="#555555", linestyle=":", linewidth=1)
         axes.set_title(f"{c.budget_name(budget)} labels", fontsize=9)
         axes.set_yticks(range(len(names)), [name.split(" of ")[1] for name in names])
@@ -113,11 +85,11 @@ def gains_per_emotion(c: Comparison, variant: str):
     return figure
 
 
-def confusions(c: Comparison, budget: float):
-    """Confusion matrices of pretrained and scratch, in per cent of the true class."""
-    figure, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained", sharey=True)
-    for axes, arm in zip(panels, ("pretrained", "scratch"), strict=True):
-        matrix = c.confusion(arm, budget)
+def confusions(c: Comparison, variant: str, arms: tuple[str, ...], budget: float) -> Figure:
+    """Confusion matrices of some arms side by side, in per cent of the true class."""
+    figure, panels = plt.subplots(1, len(arms), figsize=(4 * len(arms), 4), layout="constrained", sharey=True)
+    for axes, arm in zip(panels, arms, strict=True):
+        matrix = c.confusion(variant, arm, budget)
         share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(share):
@@ -130,18 +102,18 @@ def confusions(c: Comparison, budget: float):
     return figure
 
 
-def reconstructions(illustration: dict[str, np.ndarray]):
+def reconstructions(illustration: dict[str, np.ndarray]) -> Figure:
     """Heat-maps of a few segments: features by time, as they are, masked, and reconstructed in the masked steps."""
-    features, masked, rebuilt, counts = (illustration[name] for name in ("features", "masked", "reconstructed", "num_frames"))
-    stack = int(illustration["stack"])
+    features, masked, rebuilt, counts = (illustration[name] for name in ("features", "masked", "reconstructed", "num_steps"))
+    stack, hop = int(illustration["stack"]), float(illustration["hop"])
+    palette = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#DDDDDD")
     figure, panels = plt.subplots(len(features), 3, figsize=(9, 1.9 * len(features)), layout="constrained", squeeze=False)
     for row, (own, hidden, made, count) in enumerate(zip(features, masked, rebuilt, counts, strict=True)):
         pictures = own, np.where(hidden[:, None], np.nan, own), np.where(hidden[:, None], made, own)
         for axes, picture, title in zip(panels[row], pictures, ("features", "masked", "reconstructed"), strict=True):
             frames = picture[:count].reshape(count * stack, -1)
-            palette = matplotlib.colormaps["RdBu_r"].with_extremes(bad="#DDDDDD")
-            image = axes.imshow(frames.T, aspect="auto", cmap=palette, vmin=-2.5, vmax=2.5, interpolation="nearest",
-                                extent=(0, len(frames) * float(illustration["hop"]), frames.shape[1], 0))  # fmt: skip
+            extent = (0, len(frames) * hop, frames.shape[1], 0)
+            image = axes.imshow(frames.T, aspect="auto", cmap=palette, vmin=-2.5, vmax=2.5, interpolation="nearest", extent=extent)
             axes.set_title(title if row == 0 else "", fontsize=9)
             axes.set_yticks([])
             axes.tick_params(labelsize=7)
@@ -152,7 +124,7 @@ def reconstructions(illustration: dict[str, np.ndarray]):
     return figure
 
 
-def embedding_map(illustration: dict[str, np.ndarray]):
+def embedding_map(illustration: dict[str, np.ndarray]) -> Figure:
     """The reported fold's segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording."""
     figure, panels = plt.subplots(2, 2, figsize=(8.5, 7.5), layout="constrained")
     for column, (name, title) in enumerate((("before", "random encoder"), ("after", "pretrained encoder"))):
@@ -160,13 +132,12 @@ def embedding_map(illustration: dict[str, np.ndarray]):
         perplexity = min(30.0, max(2.0, (len(vectors) - 1) / 4))
         with threadpool_limits(1):  # the places would depend on the number of threads, which wait for each other on a busy machine
             place = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
-        for row, kind in enumerate(("emotion", "recording")):
-            axes, groups = panels[row][column], illustration[kind].astype(str)
-            names = list(dict.fromkeys(sorted(groups)))
-            for i, group in enumerate(names[: len(_COLOURS)]):
-                own = groups == group
-                axes.plot(*place[own].T, _MARKERS[i], color=_COLOURS[i], markersize=3, alpha=0.7, linestyle="", label=group)
-            rest = ~np.isin(groups, names[: len(_COLOURS)])
+        for axes, kind in zip(panels[:, column], ("emotion", "recording"), strict=True):
+            groups = illustration[kind].astype(str)
+            shown = np.unique(groups)[: len(_COLOURS)]
+            for group, marker, color in zip(shown, _MARKERS, _COLOURS, strict=False):
+                axes.plot(*place[groups == group].T, marker, color=color, markersize=3, alpha=0.7, linestyle="", label=group)
+            rest = ~np.isin(groups, shown)
             if rest.any():
                 axes.plot(*place[rest].T, ".", color="#CCCCCC", markersize=2, zorder=0, label="others")
             axes.set_xticks([])
@@ -175,11 +146,3 @@ def embedding_map(illustration: dict[str, np.ndarray]):
             if column:
                 axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), markerscale=1.6)
     return figure
-
-
-def _title(axes, c: Comparison) -> None:
-    rotations = f", {len(c.rotations)} rotations" if len(c.rotations) > 1 else ""
-    axes.set_title(
-        f"{c.corpus}{' (SYNTHETIC)' if c.synthetic else ''}, {c.fold} fold{rotations}, {len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}",
-        fontsize=10,
-    )

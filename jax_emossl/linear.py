@@ -38,7 +38,7 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> It
 
 def answer(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
     """The read-out of vectors from the sources `reads`."""
-    x, chosen = study.standardised(reads, cell.seed), study.positions(cell)
+    x, chosen = study.side_by_side(reads, cell.seed), study.positions(cell)
     labels = {fold: own.labels for fold, own in study.segments.items()}
     folds = (x["train"][chosen], labels["train"][chosen]), (x["valid"], labels["valid"])
     weights, bias, strength, value, calibration = fit(study.experiment.objective, *folds)

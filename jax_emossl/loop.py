@@ -29,7 +29,7 @@ from jax_emossl.data.pipeline import tf_data
 from jax_emossl.logs import Scalars
 from jax_emossl.objectives import Objective, Params, Variables, assess
 from jax_emossl.optimizer import Optimizer, Rates
-from jax_emossl.predict import Resident, predict_stacked, with_features
+from jax_emossl.predict import Resident, predict_rows, predict_stacked, with_features
 
 _LOADERS = {"memory": in_memory, "tf.data": tf_data}
 _NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": ""}
@@ -43,7 +43,8 @@ class Member:
       seed: of batches, masks and dropout.
       train: segments of its batches.
       valid: segments on which its step is chosen.
-      variables: initial parameters, and constants.
+      reference: training segments whose predictions give the constants; None where there are none.
+      params: initial parameters.
       rates: its learning rate, and when its encoder learns.
       crop: longest piece of a segment, in model steps; 0 = whole segments.
     """
@@ -51,19 +52,20 @@ class Member:
     seed: int
     train: Segments
     valid: Segments
-    variables: Variables
+    reference: Segments | None
+    params: Params
     rates: Rates
     crop: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A member's parameters (NumPy) at its best step by validation, with the value of the selection metric there.
+    """A member's variables (NumPy) at its best step by validation, with the value of the selection metric there.
 
     All are None where it diverged before its first evaluation; `diverged` says how it did, if it did.
     """
 
-    params: Params | None
+    variables: Variables | None
     step: int | None
     value: float | None
     calibration: Any
@@ -82,7 +84,6 @@ def fit(
     *,
     resident: Resident | None = None,
     checkpoints: Checkpoints | None = None,
-    kept: Params | None = None,
     scalars: Callable[[int], Scalars] | None = None,
     description: str = "training",
 ) -> list[Fitted]:
@@ -95,7 +96,6 @@ def fit(
       config: of any member; `data` and `train` are read.
       resident: holds all the members' segments; without it, features are sent batch by batch.
       checkpoints: saved at every evaluation; None keeps all in memory.
-      kept: arrays saved along, for those who read the checkpoints.
       scalars: makes the log of a run of one member that (re)starts after the given step.
 
     Raises:
@@ -104,7 +104,7 @@ def fit(
     """
     settings, mesh, real = config.train, meshes.make(len(members)), len(members)
     run = _Run.of(objective, meshes.padded(members, mesh), config, mesh, resident)
-    now = run.begin(kept)
+    now = run.begin()
     if checkpoints:
         now = checkpoints.latest(now) or now
     log = scalars(now.step) if scalars else None
@@ -146,19 +146,33 @@ class _Run:
     config: ml_collections.ConfigDict
     mesh: Mesh
     resident: Resident | None
-    fixed: tuple[Rates, jax.Array, Params]  # stacked: rates, keys of the steps, constants
+    fixed: tuple[Rates, jax.Array]  # stacked: rates, and keys of the steps
 
     @classmethod
     def of(cls, objective, members, config, mesh, resident) -> _Run:
         meshes.check_batch_size(config.train.batch_size, mesh)
-        fixed = meshes.stack([(m.rates, run_keys(m.seed)[1], m.variables["constants"]) for m in members])
+        fixed = meshes.stack([(m.rates, run_keys(m.seed)[1]) for m in members])
         return cls(objective, Optimizer.make(config.train), members, config, mesh, resident, meshes.place_members(fixed, mesh))
 
-    def begin(self, kept: Params | None) -> Snapshot:
-        params = meshes.place_members(meshes.stack([member.variables["params"] for member in self.members]), self.mesh)
+    def begin(self) -> Snapshot:
+        params = meshes.place_members(meshes.stack([member.params for member in self.members]), self.mesh)
         opt_state = meshes.place_members(_init(self.optimizer, self.mesh, params), self.mesh)
         progress = {"members": [_NO_PROGRESS] * len(self.members), "unlogged": []}
-        return Snapshot(0, params, opt_state, jax.tree.map(jnp.copy, params), kept, progress)
+        variables = self.with_constants(params)
+        return Snapshot(0, variables, opt_state, jax.tree.map(jnp.copy, variables), progress)
+
+    def with_constants(self, params: Params) -> Variables:
+        """Variables whose constants are those of the encoder as it is now."""
+        reference = [member.reference for member in self.members]
+        if None in reference:
+            return {"params": params, "constants": {}}
+        outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident)
+        own = [self.objective.constants(made, part.by_recording) for made, part in zip(outputs, reference, strict=True)]
+        return {"params": params, "constants": meshes.place_members(meshes.stack(own), self.mesh)}
+
+    @property
+    def sizes(self) -> tuple[int, float]:
+        return self.config.train.batch_size, self.config.data.bucket_growth
 
     def batches(self, step: int, stop: int) -> Iterator[Batch]:
         """The batches (M, B, ...) of steps step..stop-1, placed."""
@@ -179,9 +193,11 @@ class _Run:
     def advance(self, now: Snapshot, batch: Batch) -> tuple[Snapshot, dict]:
         """After one more step, and its sums (M,), still on the devices."""
         steps = meshes.replicate(self.resident.steps, self.mesh) if self.resident else None  # where they are already
-        shared = jnp.int32(now.step), steps
-        params, opt_state, sums = _step(self.objective, self.optimizer, self.mesh, shared, self.fixed, now.params, now.opt_state, batch)
-        return dataclasses.replace(now, step=now.step + 1, params=params, opt_state=opt_state), sums
+        shared, constants = (jnp.int32(now.step), steps), now.variables["constants"]
+        stacked = *self.fixed, constants, now.variables["params"], now.opt_state
+        params, opt_state, sums = _step(self.objective, self.optimizer, self.mesh, shared, *stacked, batch)
+        variables = {"params": params, "constants": constants}
+        return dataclasses.replace(now, step=now.step + 1, variables=variables, opt_state=opt_state), sums
 
     def settled(self, now: Snapshot, running: list, log: Scalars | None, bar: tqdm, due: bool) -> tuple[Snapshot, list]:
         """Fetches sums: marks members that diverged, and writes the log where that is due."""
@@ -203,9 +219,9 @@ class _Run:
 
     def evaluated(self, now: Snapshot, log: Scalars | None) -> Snapshot:
         """After the validation of every member that is still trained."""
-        sizes = self.config.train.batch_size, self.config.data.bucket_growth
-        variables = {"params": now.params, "constants": self.fixed[2]}
-        outputs = predict_stacked(self.objective, self.mesh, variables, [m.valid for m in self.members], *sizes, self.resident)
+        variables = self.with_constants(now.variables["params"])
+        valid = [member.valid for member in self.members]
+        outputs = predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident)
         judged = []
         for member, own, made in zip(self.members, now.progress["members"], outputs, strict=True):
             if not _over(own, self.config.train):
@@ -213,10 +229,10 @@ class _Run:
                 own = _judge(own, self.objective.selection, value, calibration, now.step)
             judged.append(own)
         improved = np.array([own["best_step"] == now.step for own in judged])
-        best = _choose(meshes.place_members(improved, self.mesh), now.params, now.best)
+        best = _choose(meshes.place_members(improved, self.mesh), variables, now.best)
         if log:
             log.write(now.step, {f"valid/{n}": v for n, v in report.items() if isinstance(v, float)})
-        return dataclasses.replace(now, best=best, progress={**now.progress, "members": judged})
+        return dataclasses.replace(now, variables=variables, best=best, progress={**now.progress, "members": judged})
 
     def alive(self, now: Snapshot) -> bool:
         """Whether any member is still to be trained."""
@@ -238,14 +254,14 @@ def _init(optimizer: Optimizer, mesh: Mesh, params: Params) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "optimizer", "mesh"), donate_argnames=("params", "opt_state"))
-def _step(objective, optimizer, mesh, shared, fixed, params, opt_state, batch):
-    """One step of every member; `fixed`, `params`, `opt_state` and `batch` are stacked."""
+def _step(objective, optimizer, mesh, shared, rates, keys, constants, params, opt_state, batch):
+    """One step of every member; all that follows `shared` is stacked."""
 
-    def member(shared, fixed, params, opt_state, batch):
+    def member(shared, rates, key, constants, params, opt_state, batch):
         step, steps = shared
-        return train_step(objective, optimizer, *fixed, params, opt_state, step, with_features(steps, batch))
+        return train_step(objective, optimizer, rates, key, constants, params, opt_state, step, with_features(steps, batch))
 
-    *state, sums = meshes.each(member, mesh)(shared, fixed, params, opt_state, batch)
+    *state, sums = meshes.each(member, mesh)(shared, rates, keys, constants, params, opt_state, batch)
     return *meshes.keep_members(state, mesh), sums
 
 
@@ -279,7 +295,7 @@ def _judge(progress: dict, metric: str, value: float, calibration: Any, step: in
     return {**progress, "value": value, "stale": progress["stale"] + 1}
 
 
-def _fitted(best: Params, progress: dict) -> Fitted:
+def _fitted(best: Variables, progress: dict) -> Fitted:
     if progress["best_step"] is None:
         return Fitted(None, None, None, None, progress["diverged"])
     return Fitted(best, progress["best_step"], progress["best_value"], progress["calibration"], progress["diverged"])

@@ -15,6 +15,14 @@ from sklearn import metrics as sklearn_metrics
 
 MAX_INTENSITY = 3
 LOWER_IS_BETTER = frozenset({"loss", "mae", "mae_positive"})
+FULL_NAMES = {
+    "mae": "mean absolute error",
+    "auroc": "AUROC (mean over emotions)",
+    "uar": "unweighted average recall",
+    "accuracy4": "4-class accuracy",
+    "f1_macro": "macro F1",
+    "accuracy": "accuracy",
+}
 UNSEEN = -1  # category, like all below it, of a class that the training fold does not have
 
 Report = tuple[dict, dict[str, str]]
@@ -77,8 +85,7 @@ def intensity_report(
     undefined: dict[str, str] = {}
     per_emotion = {}
     for e, emotion in enumerate(emotions):
-        row, reasons = _emotion_report(scores[:, e], predicted[:, e], labels[:, e], thresholds[e])
-        per_emotion[emotion] = row
+        per_emotion[emotion], reasons = _emotion_report(scores[:, e], predicted[:, e], labels[:, e], thresholds[e])
         undefined |= {f"per_emotion.{emotion}.{name}": reason for name, reason in reasons.items()}
     return _over_emotions(per_emotion, labels, undefined)
 
@@ -100,6 +107,7 @@ def _emotion_report(score, predicted, label, threshold) -> Report:
     """Metrics of one emotion; all arguments but the threshold are (S,)."""
     present = label > 0
     error = np.abs(predicted - label)
+    one_class = f"{'every' if present.all() else 'no'} segment has the emotion" if present.all() or not present.any() else ""
     row = {
         "mae": float(error.mean()),
         "accuracy4": float(np.mean(four_class(score) == four_class(label))),
@@ -108,25 +116,18 @@ def _emotion_report(score, predicted, label, threshold) -> Report:
         "balanced_accuracy": None,
         "f1_weighted": None,
         "f1_macro": None,
-        "auroc": None,
+        "auroc": None if one_class else float(sklearn_metrics.roc_auc_score(present, score)),
     }
-    one_class = f"{'every' if present.all() else 'no'} segment has the emotion" if present.all() or not present.any() else ""
-    reasons = {name: one_class for name in ("balanced_accuracy", "auroc") if one_class}
-    if row["mae_positive"] is None:
-        reasons["mae_positive"] = one_class
-    if row["concordance"] is None:
-        reasons["concordance"] = "predictions and labels are the same constant"
-    if not one_class:
-        row["auroc"] = float(sklearn_metrics.roc_auc_score(present, score))
+    why = dict.fromkeys(row, one_class) | {"concordance": "predictions and labels are the same constant"}
     if threshold is None:
-        reasons |= dict.fromkeys(("balanced_accuracy", "f1_weighted", "f1_macro"), "the validation fold gives no threshold")
+        why |= dict.fromkeys(("balanced_accuracy", "f1_weighted", "f1_macro"), "the validation fold gives no threshold")
     else:
         called = score >= threshold
         if not one_class:
             row["balanced_accuracy"] = float(sklearn_metrics.balanced_accuracy_score(present, called))
         for average in ("weighted", "macro"):
             row[f"f1_{average}"] = float(sklearn_metrics.f1_score(present, called, average=average, labels=[False, True], zero_division=0))
-    return row, reasons
+    return row, {name: why[name] for name, value in row.items() if value is None}
 
 
 def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Float[np.ndarray, "n e"], emotions: Sequence[str]) -> Report:
@@ -139,24 +140,22 @@ def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Fl
     per_emotion = {}
     for emotion, label, train in zip(emotions, labels.T, train_labels.T, strict=True):
         positive = train[train > 0]
-        constants = {
-            "mae": np.median(train),
-            "accuracy4": np.bincount(four_class(train)).argmax(),
-            "mae_positive": np.median(positive) if len(positive) else 0,
-            "concordance": train.mean(),
-            "balanced_accuracy": 0,
-            "auroc": 0,
+        never, always = (_constant_report(train, 0, called)[0] for called in (False, True))
+        constants = {  # the value, and whether the emotion is called present
+            "mae": (np.median(train), False),
+            "accuracy4": (np.bincount(four_class(train)).argmax(), False),
+            "mae_positive": (np.median(positive) if len(positive) else 0, False),
+            "concordance": (train.mean(), False),
+            "balanced_accuracy": (0, False),
+            "auroc": (0, False),
+            "f1_weighted": (0, always["f1_weighted"] > never["f1_weighted"]),
+            "f1_macro": (0, always["f1_macro"] > never["f1_macro"]),
         }
-        row, reasons = {}, {}
-        for name, constant in constants.items():
-            values, why = _constant_report(label, constant, always=False)
-            row[name] = values[name]
-            reasons |= {name: why[name]} if name in why else {}
-        for name in ("f1_weighted", "f1_macro"):
-            always = _constant_report(train, 0, True)[0][name] > _constant_report(train, 0, False)[0][name]
-            row[name] = _constant_report(label, 0, always)[0][name]
-        per_emotion[emotion] = row
-        undefined |= {f"per_emotion.{emotion}.{name}": reason for name, reason in reasons.items()}
+        per_emotion[emotion] = {}
+        for name, (constant, called) in constants.items():
+            values, reasons = _constant_report(label, constant, called)
+            per_emotion[emotion][name] = values[name]
+            undefined |= {f"per_emotion.{emotion}.{name}": reasons[name]} if name in reasons else {}
     return _over_emotions(per_emotion, labels, undefined)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jax_emossl import mesh as meshes
-from jax_emossl.data.batches import Batch, Segments
+from jax_emossl.data.batches import Batch, Recordings, Segments
 from jax_emossl.data.indices import Sampler, Selection
 from jax_emossl.layers import valid_steps
-from jax_emossl.objectives import Outputs, Variables
-
-
-class Predicts(Protocol):
-    """An objective, or anything else that is hashable and has this method."""
-
-    def predict(self, variables: Variables, batch: Batch) -> Outputs:
-        """Outputs per row, independent of the other rows and of padding."""
+from jax_emossl.objectives import Objective, Outputs, Variables
 
 
 class Resident:
@@ -58,16 +50,21 @@ def with_features(steps: Float[Array, "n d"] | None, batch: Batch) -> Batch:
     return {"features": jnp.where(valid, steps[places], 0), **{name: value for name, value in batch.items() if name != "places"}}
 
 
-@functools.partial(jax.jit, static_argnames=("predicts", "mesh"))
-def _predict(predicts: Predicts, mesh: Mesh, steps, variables: Variables, batch: Batch) -> Outputs:
-    return meshes.each(lambda steps, v, b: predicts.predict(v, with_features(steps, b)), mesh)(steps, variables, batch)
+@functools.partial(jax.jit, static_argnames=("objective", "mesh"))
+def _predict(objective: Objective, mesh: Mesh, steps, variables: Variables, batch: Batch) -> Outputs:
+    return meshes.each(lambda steps, v, b: objective.predict(v, with_features(steps, b)), mesh)(steps, variables, batch)
 
 
-def predict_stacked(
-    predicts: Predicts, mesh: Mesh, variables: Variables, parts: Sequence[Segments], batch_size: int, growth: float,
+@functools.partial(jax.jit, static_argnames="objective")
+def _finish(objective: Objective, i: int, variables: Variables, outputs: Outputs, recordings: Recordings) -> Outputs:
+    return objective.finish(meshes.member(variables, i), outputs, recordings)
+
+
+def predict_rows(
+    objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], batch_size: int, growth: float,
     resident: Resident | None = None,
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
-    """The outputs of stacked variables (M, ...), each member's for segments of its own, in the segments' order.
+    """What an objective predicts by stacked variables (M, ...), each member's for segments of its own, in the segments' order.
 
     Args:
       resident: holds all the segments; without it, features are sent batch by batch.
@@ -89,7 +86,7 @@ def predict_stacked(
         selections = [plan[min(turn, len(plan) - 1)] for plan in plans]
         length = max(selection.length for selection in selections)
         rows = [gather(part, own.padded(length).shard(*meshes.process())) for part, own in zip(parts, selections, strict=True)]
-        made = _predict(predicts, mesh, steps, variables, meshes.place_rows(meshes.stack(rows), mesh))
+        made = _predict(objective, mesh, steps, variables, meshes.place_rows(meshes.stack(rows), mesh))
         if before:  # the devices never wait for the host
             keep(turn - 1, before)
         before = made
@@ -97,12 +94,19 @@ def predict_stacked(
     return outputs
 
 
+def predict_stacked(
+    objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], *sizes: float, resident: Resident | None = None
+) -> list[dict[str, np.ndarray]]:
+    """The finished outputs of `predict_rows`."""
+    rows = predict_rows(objective, mesh, variables, parts, *sizes, resident)
+    made = [_finish(objective, i, variables, own, part.by_recording) for i, (own, part) in enumerate(zip(rows, parts, strict=True))]
+    return jax.device_get(made)
+
+
 def predict(
-    predicts: Predicts, variables: Sequence[Variables], parts: Sequence[Segments], batch_size: int, growth: float,
-    resident: Resident | None = None,
-) -> list[dict[str, np.ndarray]]:  # fmt: skip
-    """As `predict_stacked`, of a list of variables."""
+    objective: Objective, variables: Sequence[Variables], parts: Sequence[Segments], *sizes: float, resident: Resident | None = None
+) -> list[dict[str, np.ndarray]]:
+    """As `predict_stacked`, of a list of variables; `sizes` are those of `predict_rows`."""
     mesh = meshes.make(len(variables))
     placed = meshes.place_members(meshes.stack(meshes.padded(variables, mesh)), mesh)
-    outputs = predict_stacked(predicts, mesh, placed, meshes.padded(parts, mesh), batch_size, growth, resident)
-    return outputs[: len(variables)]
+    return predict_stacked(objective, mesh, placed, meshes.padded(parts, mesh), *sizes, resident=resident)[: len(variables)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jax_emossl.data import corpus
-from jax_emossl.errors import UserError
+from jax_emossl.errors import one_sentence
 
 _WRITES = """
 what DIR holds, per fold (train, valid, test, and train_unlabelled with --unlabelled):
@@ -78,10 +78,8 @@ def main() -> None:
     # A job that is told to stop leaves as little behind as one that is interrupted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        with one_sentence():
+            run()
     except KeyboardInterrupt:
         print("Interrupted: nothing was written.", file=sys.stderr)
         sys.exit(130)

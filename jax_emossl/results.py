@@ -16,17 +16,18 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+from tabulate import tabulate
 
 from jax_emossl import __version__, workdir
+from jax_emossl.arms import ARMS
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
 from jax_emossl.workdir import RESULTS_FILE as RESULTS_FILE
 
-ARMS = ("pretrain", "pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals", "constant")
-TUNED = ("pretrained", "scratch")  # arms of a comparison whose encoder is trained on the labels
 PREDICTIONS = "predictions"
 ILLUSTRATION = f"{PREDICTIONS}/illustration.npz"
+_FIELDS = {"arm": "arm", "labels": "num_labels", "seed": "seed", "fold": "fold", "step": "step"}  # of the table, before its metrics
 _COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
 
 
@@ -34,17 +35,9 @@ def row(corpus: Corpus, arm: str, num_labels: int, seed: int, fold: str, step: i
     """One row; `selection` is {"fold", "metric", "value"} or, for the constant predictor, None."""
     values, undefined = report
     return {
-        "corpus": corpus.name,
-        "synthetic": corpus.synthetic,
-        "arm": arm,
-        "num_labels": num_labels,
-        "seed": seed,
-        "fold": fold,
-        "step": step,
-        "selection": selection,
-        "metrics": values,
-        "undefined": undefined,
-    }
+        "corpus": corpus.name, "synthetic": corpus.synthetic, "arm": arm, "num_labels": num_labels, "seed": seed, "fold": fold,
+        "step": step, "selection": selection, "metrics": values, "undefined": undefined,
+    }  # fmt: skip
 
 
 def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -> None:
@@ -98,28 +91,25 @@ def read(path: Path) -> dict:
 
 def _is_row(row: dict) -> bool:
     """Raises KeyError, TypeError or AttributeError on what is no row at all."""
-    numbers = [value for name, value in row["metrics"].items() if name not in ("per_emotion", "confusion")]
+    maybe = [row["step"], *(value for name, value in row["metrics"].items() if name not in ("per_emotion", "confusion"))]
+    numbers = [row["num_labels"], row["seed"], *(value for value in maybe if value is not None)]
+    words = [row["corpus"], row["arm"], row["fold"]]
+    if "budget" in row:  # what a comparison adds
+        numbers.append(row["budget"])
+        words += [row["variant"], row["folds"]]
+        mechanism = ARMS[row["arm"]].mechanism if row["arm"] in ARMS else ""
+        if mechanism != "constant":
+            words += [row["predictions"], *row["classes"]]
+        if mechanism == "tuned":
+            words.append(row["selection"]["strategy"])
+            numbers.append(row["selection"].get("learning_rate", 0))
     return (
-        all(value is None or _is_number(value) for value in numbers)
-        and row["arm"] in ARMS
+        all(map(_is_number, numbers))
+        and all(isinstance(word, str) for word in words)
         and isinstance(row["synthetic"], bool)
-        and all(isinstance(row[name], str) for name in ("corpus", "fold"))
-        and all(_is_number(row[name]) for name in ("num_labels", "seed"))
-        and (row["step"] is None or _is_number(row["step"]))
-        and (row["selection"] is None or isinstance(row["selection"], dict))
-        and ("budget" not in row or _is_cell(row))
+        and isinstance(row["selection"], dict | None)
+        and isinstance(row.get("classes", []), list)
     )
-
-
-def _is_cell(row: dict) -> bool:
-    """Whether a row has what a comparison adds: predictions of all but the constant, and what validation chose for `TUNED` arms."""
-    scored = row["arm"] == "constant" or (
-        isinstance(row["predictions"], str) and isinstance(row["classes"], list) and all(isinstance(name, str) for name in row["classes"])
-    )
-    chosen = row["arm"] not in TUNED or (
-        isinstance(row["selection"]["strategy"], str) and _is_number(row["selection"].get("learning_rate", 0))
-    )
-    return scored and chosen and _is_number(row["budget"]) and all(isinstance(row[name], str) for name in ("variant", "folds"))
 
 
 def _is_number(value: object) -> bool:
@@ -128,21 +118,6 @@ def _is_number(value: object) -> bool:
 
 def table(rows: Sequence[dict]) -> str:
     """Rows as aligned text, one line each, with the metrics they share."""
-    columns = [c for c in _COLUMNS if any(r["metrics"].get(c) is not None for r in rows)]
-    lines = [["arm", "labels", "seed", "fold", "step", *columns]]
-    for r in rows:
-        numbers = [r["metrics"].get(c) for c in columns]
-        lines.append(
-            [r["arm"], str(r["num_labels"]), str(r["seed"]), r["fold"], "-" if r["step"] is None else str(r["step"])]
-            + ["-" if n is None else f"{n:.3f}" for n in numbers]
-        )
-    return align(lines)
-
-
-def align(lines: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first flush left, the others flush right."""
-    width = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, width, strict=True))).rstrip()
-        for line in lines
-    )
+    shown = [name for name in _COLUMNS if any(row["metrics"].get(name) is not None for row in rows)]
+    lines = [[*(row[name] for name in _FIELDS.values()), *(row["metrics"].get(name) for name in shown)] for row in rows]
+    return tabulate(lines, [*_FIELDS, *shown], tablefmt="plain", floatfmt=".3f", missingval="-", numalign="right")

@@ -76,6 +76,9 @@ class Runs:
     """The runs of one arm at one label count: the tallies of every rotation and seed, for one metric.
 
     `scored` maps (rotation, seed) to a run; every rotation has the same seeds.
+
+    Raises:
+      ValueError: a recording is tested in two rotations, so that it would count as two.
     """
 
     def __init__(self, scored: dict[tuple[str, int], Scored], metric: Metric):
@@ -87,6 +90,9 @@ class Runs:
             own = sorted(set(scored[rotation, self.seeds[0]].recordings))
             self.recordings.append(own)
             self._tallies.append(np.array([metric.tally(scored[rotation, seed], own) for seed in self.seeds], float))
+        self.total = sum(map(len, self.recordings))
+        if len(set().union(*self.recordings)) < self.total:
+            raise ValueError("a recording must be tested in one rotation only")
 
     def sums(self, weights: Sequence[Float[np.ndarray, "n r"]]) -> list[Float[np.ndarray, "n t k"]]:
         """Per rotation, the sums of every seed under each weighting."""
@@ -98,11 +104,19 @@ class Runs:
         drawn = [own[replicate, seeds[:, i]] for i, own in enumerate(self.sums(weights))]
         return self.metric.value(sum(drawn)).mean(1)
 
+    def _split(self, weights: Float[np.ndarray, "n total"]) -> list[Float[np.ndarray, "n r"]]:
+        """Weights of all recordings, by rotation."""
+        return np.split(weights, np.cumsum([len(own) for own in self.recordings])[:-1], axis=1)
+
+    @property
+    def all_once(self) -> list[Float[np.ndarray, "1 r"]]:
+        """The weights of the recordings at hand."""
+        return self._split(np.ones((1, self.total)))
+
     @functools.cached_property
     def value(self) -> float:
         """The metric on the recordings and seeds at hand."""
-        weights = [np.ones((1, len(own))) for own in self.recordings]
-        return float(self.values(weights, np.tile(np.arange(len(self.seeds)), (1, len(self.rotations), 1)))[0])
+        return float(self.values(self.all_once, np.tile(np.arange(len(self.seeds)), (1, len(self.rotations), 1)))[0])
 
     @functools.cached_property
     def replicates(self) -> Float[np.ndarray, "n"]:
@@ -112,35 +126,31 @@ class Runs:
     def draws(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Weights of recordings and choices of seeds, the same for all arms with the same recordings and seeds."""
         rng = np.random.default_rng(0)
-        total = sum(map(len, self.recordings))
-        weights = rng.multinomial(total, np.full(total, 1 / total), size=REPLICATES).astype(float)
-        split = np.split(weights, np.cumsum([len(own) for own in self.recordings])[:-1], axis=1)
-        return split, rng.integers(0, len(self.seeds), (REPLICATES, len(self.rotations), len(self.seeds)))
+        weights = rng.multinomial(self.total, np.full(self.total, 1 / self.total), size=REPLICATES).astype(float)
+        return self._split(weights), rng.integers(0, len(self.seeds), (REPLICATES, len(self.rotations), len(self.seeds)))
 
     def estimate(self) -> Estimate:
         """Mean over seeds with its interval."""
-        return Estimate(self.value, *interval(self.replicates, sum(map(len, self.recordings))))
+        return Estimate(self.value, *interval(self.replicates, self.total))
 
     def difference(self, other: Runs) -> Estimate:
         """This less the other, paired by recording and seed."""
         if (self.rotations, self.seeds, self.recordings) != (other.rotations, other.seeds, other.recordings):
             raise ValueError("runs that are compared must have the same rotations, seeds and recordings")
-        low, high = interval(self.replicates - other.replicates, sum(map(len, self.recordings)))
+        low, high = interval(self.replicates - other.replicates, self.total)
         return Estimate(self.value - other.value, low, high, None if self.metric.pairs else self._permutation(other))
 
     def _permutation(self, other: Runs) -> float:
         """How often a difference as large arises when the two arms change places in random recordings."""
-        total = sum(map(len, self.recordings))
-        if total <= _EXACT:
-            kept = np.array(list(itertools.product((1.0, 0.0), repeat=total)))
+        if self.total <= _EXACT:
+            kept = np.array(list(itertools.product((1.0, 0.0), repeat=self.total)))
         else:
-            drawn = np.random.default_rng(1).integers(0, 2, (REPLICATES, total)).astype(float)
-            kept = np.concatenate([np.ones((1, total)), drawn])
-        split = np.split(kept, np.cumsum([len(own) for own in self.recordings])[:-1], axis=1)
-        left = [1 - own for own in split]
+            drawn = np.random.default_rng(1).integers(0, 2, (REPLICATES, self.total)).astype(float)
+            kept = np.concatenate([np.ones((1, self.total)), drawn])
 
         def value(one: Runs, two: Runs) -> np.ndarray:
-            return self.metric.value(sum(a + b for a, b in zip(one.sums(split), two.sums(left), strict=True))).mean(1)
+            sums = zip(one.sums(self._split(kept)), two.sums(self._split(1 - kept)), strict=True)
+            return self.metric.value(sum(a + b for a, b in sums)).mean(1)
 
         difference = value(self, other) - value(other, self)
         return float(np.mean(np.abs(difference) >= abs(difference[0]) - 1e-12))
@@ -164,11 +174,8 @@ def label_efficiency(counts: Sequence[float], baseline: Sequence[float], value: 
         return float("inf")
     if sign * value < curve[0]:
         return None
-    place = int(np.searchsorted(curve, sign * value))
-    if place == 0:
-        return float(counts[0])
-    share = (sign * value - curve[place - 1]) / (curve[place] - curve[place - 1])
-    return float(np.exp(np.log(counts[place - 1]) + share * (np.log(counts[place]) - np.log(counts[place - 1]))))
+    # From the right: where the curve is level, the fewest labels count.
+    return float(np.exp(np.interp(-sign * value, -curve[::-1], np.log(counts[::-1]))))
 
 
 def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict[str, Metric]:
@@ -196,25 +203,17 @@ def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict
         hits, there, answered = counts(sums)
         return over_present(_ratio(2 * hits, there[..., :size] + answered), there)
 
-    def accuracy(sums):
-        return counts(sums)[0].sum(-1) / sums.sum(-1)
-
     def recall(sums, i):
         hits, there, _ = counts(sums)
         return _ratio(hits[..., i], there[..., i])
 
-    made = {"uar": Metric(tally, uar), "f1_macro": Metric(tally, f1_macro), "accuracy": Metric(tally, accuracy)}
-    return made | {f"recall of {name}": Metric(tally, functools.partial(recall, i=i)) for i, name in enumerate(classes)}
+    values = {"uar": uar, "f1_macro": f1_macro, "accuracy": lambda sums: counts(sums)[0].sum(-1) / sums.sum(-1)}
+    values |= {f"recall of {name}": functools.partial(recall, i=i) for i, name in enumerate(classes)}
+    return {name: Metric(tally, value) for name, value in values.items()}
 
 
 def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
     """Metrics of intensities by name, `mae of <emotion>` and `accuracy4 of <emotion>` among them."""
-
-    def mean(sums):
-        return sums[..., 0] / sums[..., 1]
-
-    def tally_of(errors: Callable) -> Callable:
-        return lambda scored, order: _per_recording(scored, order, errors(scored.scores, scored.target))
 
     def absolute(scores, target):
         return np.abs(np.clip(scores, 0, metrics.MAX_INTENSITY) - target)
@@ -223,10 +222,11 @@ def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
         return (metrics.four_class(scores) == metrics.four_class(target)).astype(float)
 
     made = {"auroc": Metric(_pair_wins, lambda sums: _mean_auroc(sums, len(emotions)), pairs=True)}
-    for name, errors in (("mae", absolute), ("accuracy4", correct)):
-        made[name] = Metric(tally_of(errors), mean)
-        for e, emotion in enumerate(emotions):
-            made[f"{name} of {emotion}"] = Metric(tally_of(lambda s, t, e=e, errors=errors: errors(s, t)[:, e : e + 1]), mean)
+    for name, of in (("mae", absolute), ("accuracy4", correct)):
+        columns = {name: slice(None)} | {f"{name} of {emotion}": slice(e, e + 1) for e, emotion in enumerate(emotions)}
+        for full, own in columns.items():
+            tally = functools.partial(_per_recording, of=of, columns=own)
+            made[full] = Metric(tally, lambda sums: sums[..., 0] / sums[..., 1])
     return made
 
 
@@ -240,8 +240,9 @@ def _confusions(scored: Scored, order: Sequence[str], unseen: Sequence[int]) -> 
     return np.bincount(cell, minlength=len(order) * height * size).reshape(len(order), height * size)
 
 
-def _per_recording(scored: Scored, order: Sequence[str], values: Float[np.ndarray, "s e"]) -> Tally:
-    """(R, 2): the sum of all values, and their number."""
+def _per_recording(scored: Scored, order: Sequence[str], of: Callable, columns: slice) -> Tally:
+    """(R, 2): the sum of what `of` makes of scores and target, and the number of its values."""
+    values = of(scored.scores, scored.target)[:, columns]
     row = np.searchsorted(order, scored.recordings)
     total = np.bincount(row, values.sum(1), minlength=len(order))
     return np.stack([total, np.bincount(row, minlength=len(order)) * values.shape[1]], 1)

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
 
-from jax_emossl import representation
+from jax_emossl import representation, standards
 from jax_emossl.config import part
 from jax_emossl.data import functionals, label_budget
 from jax_emossl.data.batches import Segments
@@ -59,14 +59,14 @@ class Study:
       experiment: of its fine-tunings, which start from `pretrained`.
       pretrained: parameters of the pretrained encoder; None where no arm reads it.
       segments: of the folds that take part.
-      known: vectors and standards by source and seed; an encoder reads every fold once.
+      known: vectors by source and seed; an encoder reads every fold once.
     """
 
     config: ml_collections.ConfigDict
     experiment: Experiment
     pretrained: Params | None
     segments: dict[str, Segments]
-    known: dict[tuple[str, int], tuple[dict, representation.Standards]] = dataclasses.field(default_factory=dict)
+    known: dict[tuple[str, int], dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(cls, config: ml_collections.ConfigDict, experiment: Experiment) -> Study:
@@ -94,8 +94,8 @@ class Study:
         config.train.update(settings)
         return dataclasses.replace(self.experiment, config=config, encoder=self.pretrained if source == "pretrained" else None)
 
-    def vectors(self, source: str, seed: int) -> tuple[dict[str, Float[np.ndarray, "s p"]], representation.Standards]:
-        """Vectors of every fold's segments from a source, and the standards of their recordings."""
+    def vectors(self, source: str, seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
+        """Vectors of every fold's segments from a source, standardised per recording; only a random encoder depends on the seed."""
         key = source, seed if source == "random" else 0
         if key not in self.known:
             experiment = self.training(seed, source)
@@ -104,13 +104,13 @@ class Study:
             else:
                 encoder, params = experiment.objective.encoder, experiment.params()["encoder"]
                 made = representation.represent(encoder, params, self.segments, *experiment.sizes, self.resident)
-            self.known[key] = made, representation.standards(made, self.segments, representation.overall(made["train"]))
+            toward = standards.overall(made["train"])
+            self.known[key] = {
+                fold: np.asarray(standards.standardised(made[fold], own.by_recording, toward)) for fold, own in self.segments.items()
+            }
         return self.known[key]
 
-    def standardised(self, sources: Sequence[str], seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
-        """Vectors of several sources side by side, standardised per recording."""
+    def side_by_side(self, sources: Sequence[str], seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
+        """Vectors of several sources."""
         parts = [self.vectors(source, seed) for source in sources]
-        return {
-            fold: np.concatenate([representation.standardised(made[fold], own, by) for made, by in parts], 1)
-            for fold, own in self.segments.items()
-        }
+        return {fold: np.concatenate([part[fold] for part in parts], 1) for fold in self.segments}

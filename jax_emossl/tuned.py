@@ -19,7 +19,6 @@ from jax_emossl.data.indices import padded_length
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment
 from jax_emossl.loop import Fitted, Member, fit
-from jax_emossl.objectives import Params
 from jax_emossl.predict import predict
 from jax_emossl.study import Answer, Cell, Study
 
@@ -49,7 +48,7 @@ def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> 
     under_way = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
     words = f"{words} {cells[0].arm} to {cells[-1].arm}".strip()
     best = [_best(study, own) for own in _fitted(study, cells, grids, under_way, words)]
-    scores = iter(_scores(study, [(cell, own[1]) for cell, own in zip(cells, best, strict=True) if own]))
+    scores = iter(_scores(study, [own for _, own in filter(None, best)]))
     yield [(cell, _chosen(study, cell, own, next(scores) if own else None)) for cell, own in zip(cells, best, strict=True)]
     shutil.rmtree(under_way, ignore_errors=True)
 
@@ -66,13 +65,9 @@ def _grid(study: Study, cell: Cell) -> list[Experiment]:
     return [study.training(cell.seed, _source(cell), strategy=strategy, learning_rate=rate) for strategy, rate in points]
 
 
-def _constants(study: Study, cell: Cell) -> Params:
-    return study.vectors(_source(cell), cell.seed)[1]
-
-
 def _member(study: Study, cell: Cell, training: Experiment) -> Member:
-    variables = {"params": training.params(), "constants": _constants(study, cell)}
-    return training.member(study.segments["train"].take(study.positions(cell)), study.segments["valid"], variables)
+    background = study.segments["train"]
+    return training.member(background.take(study.positions(cell)), study.segments["valid"], background)
 
 
 def _fitted(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str) -> list[list[_Trained]]:
@@ -97,18 +92,19 @@ def _best(study: Study, trained: Sequence[_Trained]) -> _Trained | None:
     """The better by validation, the first of equals; None where all diverged, or none was to be trained."""
     winner = None
     for training, own in trained:
-        if own.params is not None and (winner is None or metrics.better(study.experiment.objective.selection, own.value, winner[1].value)):
+        if own.variables is not None and (
+            winner is None or metrics.better(study.experiment.objective.selection, own.value, winner[1].value)
+        ):
             winner = training, own
     return winner
 
 
-def _scores(study: Study, chosen: Sequence[tuple[Cell, Fitted]]) -> list[np.ndarray]:
+def _scores(study: Study, chosen: Sequence[Fitted]) -> list[np.ndarray]:
     """Of the reported fold, which only what validation chose sees."""
     if not chosen:
         return []
-    variables = [{"params": own.params, "constants": _constants(study, cell)} for cell, own in chosen]
-    parts, experiment = [study.reported] * len(chosen), study.experiment
-    return [own["scores"] for own in predict(experiment.objective, variables, parts, *experiment.sizes, study.resident)]
+    variables, parts, experiment = [own.variables for own in chosen], [study.reported] * len(chosen), study.experiment
+    return [own["scores"] for own in predict(experiment.objective, variables, parts, *experiment.sizes, resident=study.resident)]
 
 
 def _chosen(study: Study, cell: Cell, best: _Trained | None, scores: np.ndarray | None) -> Answer:

@@ -8,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # halves the time of compilation
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 FOLDS = {"train": 6, "valid": 3, "test": 3}
 # Every segment has the same padded length and every run the same settings, so that all share a few compiled steps.
 TINY = {
-    "data.stack": 8,
+    "data.stack": 0.16,
     "data.bucket_growth": 8.0,
     "model.width": 16,
     "model.layers": 1,
@@ -80,7 +81,7 @@ def tiny_config(demo_folder):
 
     def make(name, fields=(), **top):
         config = importlib.import_module(f"configs.{name}").get_config()
-        small = TINY | ({"train.crop": 16, "objective.span": 4} if name == "pretrain" else {"train.probe_steps": 2})
+        small = TINY | ({"train.crop": 2.56, "objective.span": 0.64} if name == "pretrain" else {"train.probe_steps": 2})
         config.update_from_flattened_dict(small | {"data.prepared": str(demo_folder)} | dict(fields) | top)
         return config
 
@@ -120,8 +121,10 @@ def comparison_config(tiny_config):
     for part, name in (("pretrain", "pretrain"), ("finetune", "finetune")):
         whole = tiny_config(name)
         config.data, config.model = whole.data, whole.model
-        config[part].objective, config[part].train = whole.objective, whole.train
-    config.compare.update({"label_counts": (12, 0), "seeds": 2, "learning_rates": (1e-3,), "strategies": ("frozen", "probe-then-full")})
+        config[part].objective = whole.objective
+        # A comparison's fine-tunings take some of their settings from its grid.
+        config[part].train = ml_collections.ConfigDict({field: whole.train[field] for field in config[part].train})
+    config.compare.update({"label_counts": (12, 0), "seeds": 2, "learning_rates": (1e-3,), "strategies": ("linear", "probe-then-full")})
     config.compare.arms = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")
     return config
 

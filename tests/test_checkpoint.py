@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import shutil
 
 import jax
@@ -9,18 +8,29 @@ import pytest
 from conftest import same
 
 from jax_emossl import checkpoint
-from jax_emossl.checkpoint import Checkpoints, EncoderCard, Snapshot
+from jax_emossl.card import Card
+from jax_emossl.checkpoint import Checkpoints, Snapshot
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
-from jax_emossl.train import fit, init_params
+from jax_emossl.loop import fit
+
+KEPT = {"encoder": {"kernel": np.full((2, 3), 7.0, np.float32)}, "location": np.arange(4.0, dtype=np.float32)}
 
 
-def snapshot(step, best_step):
-    def params(step):
-        return {"encoder": {"kernel": jnp.full((2, 3), float(step))}, "head": {"bias": jnp.arange(3) / (step + 3)}}
+def params(step):
+    """The parameters of one member after a step."""
+    return {"encoder": {"kernel": np.full((2, 3), step, np.float32)}, "head": {"bias": np.arange(3, dtype=np.float32) / (step + 3)}}
 
-    state = {"mu": params(step), "count": jnp.int32(step)}
-    return Snapshot(step, params(step), state, params(best_step), {"best_step": best_step, "value": 0.1 * step})
+
+def snapshot(step, best_step, kept=None):
+    """A run's, of one member: its arrays have a leading axis."""
+
+    def stacked(step):
+        return jax.tree.map(lambda leaf: jnp.array(leaf[None]), params(step))
+
+    own = {"best_step": best_step, "value": 0.1 * step, "calibration": [0.5, None]}
+    state = {"mu": stacked(step), "count": jnp.full(1, step, jnp.int32)}
+    return Snapshot(step, stacked(step), state, stacked(best_step), kept, {"members": [own], "unlogged": []})
 
 
 def test_the_latest_two_and_the_best_are_kept_and_the_newest_returns_exactly(tmp_path):
@@ -44,9 +54,53 @@ def test_higher_is_better_for_the_metrics_for_which_it_is(tmp_path):
         checkpoints.save(snapshot(step, best_step=min(step, 2)), value)
     checkpoints.close()
     assert {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()} == {2, 4, 5}
-    step, params = checkpoint.load_best_params(tmp_path)
-    assert step == 2
-    same(params, snapshot(2, 2).params)
+    best = checkpoint.load_best(tmp_path)
+    assert (best.step, best.kept, best.calibration) == (2, None, [0.5, None])
+    same(best.params, params(2))
+
+
+def test_what_readers_need_besides_is_kept_with_every_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "mae")
+    for step in (1, 2, 3):
+        checkpoints.save(snapshot(step, 2, KEPT), float(step))
+    checkpoints.close()
+    best, latest = checkpoint.load_best(tmp_path), newest(tmp_path, snapshot(0, 0, KEPT))
+    assert (best.step, latest.step) == (2, 3)
+    same(best.params, params(2))
+    same(best.kept, KEPT)
+    same(latest.kept, KEPT)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves((best.params, best.kept)))
+
+
+def test_a_damaged_keepsake_is_damage(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "mae")
+    for step in (1, 2):
+        checkpoints.save(snapshot(step, 1, KEPT), float(step))
+    checkpoints.close()
+    for file in (tmp_path / checkpoint.FOLDER / "2" / "kept").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\0" * file.stat().st_size)
+    same(checkpoint.load_best(tmp_path).kept, KEPT)
+    assert newest(tmp_path, snapshot(0, 0, KEPT)).step == 1
+
+
+def test_a_run_that_was_never_evaluated_has_no_best_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "mae")
+    checkpoints.save(snapshot(1, 1), None)
+    checkpoints.close()
+    never = snapshot(2, 1)
+    never.progress["members"][0]["best_step"] = None
+    checkpoints = Checkpoints(tmp_path / "other", "mae")
+    checkpoints.save(never, None)
+    checkpoints.close()
+    assert checkpoint.load_best(tmp_path).step == 1  # saved when stopped, after an evaluation
+    with pytest.raises(UserError, match="holds no complete checkpoint: run its training first"):
+        checkpoint.load_best(tmp_path / "other")
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint: give the workdir of a finished run"):
+        checkpoint.load_best(tmp_path)
 
 
 def test_a_save_is_not_touched_by_the_steps_after_it(tmp_path):
@@ -70,7 +124,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
         for file in (tmp_path / checkpoint.FOLDER / "2" / item).rglob("*"):
             if file.is_file():
                 file.write_bytes(b"\0" * file.stat().st_size)
-    assert checkpoint.load_best_params(tmp_path)[0] == 1
+    assert checkpoint.load_best(tmp_path).step == 1
     checkpoints = Checkpoints(tmp_path, "mae")
     assert checkpoints.latest(snapshot(0, 0)).step == 1
     checkpoints.close()
@@ -78,57 +132,31 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
 
 def test_transfer_copies_exactly_the_encoder(tiny_config, pretraining):
     experiment = build(tiny_config("finetune", init_from=str(pretraining)))
-    _, pretrained = checkpoint.load_best_params(pretraining)
+    pretrained = checkpoint.load_best(pretraining).params
     same(experiment.encoder, pretrained["encoder"])
-    pretraining_objective = build(tiny_config("pretrain")).objective
-    fresh = init_params(pretraining_objective, jax.random.key(0), _batch(experiment), None)
+    fresh = build(tiny_config("pretrain")).params()
     assert not np.allclose(fresh["encoder"]["projection"]["kernel"], experiment.encoder["projection"]["kernel"])  # it was trained
 
-    transferred = init_params(experiment.objective, jax.random.key(0), _batch(experiment), experiment.encoder)
-    scratch = init_params(experiment.objective, jax.random.key(0), _batch(experiment), None)
+    transferred, scratch = experiment.params(), dataclasses.replace(experiment, encoder=None).params()
     same(transferred["encoder"], pretrained["encoder"])
     same(transferred["head"], scratch["head"])
+    assert not any(leaf.any() for leaf in jax.tree.leaves(transferred["head"]))
     assert jax.tree.structure(transferred) == jax.tree.structure(scratch)
 
 
 def test_fitting_starts_from_the_transferred_encoder(tiny_config, pretraining):
-    config = tiny_config("finetune", {"train.strategy": "frozen"}, init_from=str(pretraining))
+    config = tiny_config("finetune", {"train.strategy": "probe"}, init_from=str(pretraining))
     experiment = build(config)
-    fitted = fit(experiment.objective, experiment.training_segments(), experiment.segments("valid"), config, encoder=experiment.encoder)
-    same(fitted.params["encoder"], checkpoint.load_best_params(pretraining)[1]["encoder"])
+    member = experiment.member(experiment.training_segments(), experiment.segments("valid"), experiment.start()[0])
+    (fitted,) = fit(experiment.objective, [member], config)
+    same(fitted.params["encoder"], checkpoint.load_best(pretraining).params["encoder"])
     assert all(np.any(leaf) for leaf in jax.tree.leaves(fitted.params["head"]))
 
 
-def _batch(experiment):
-    width = experiment.frontend.dimension
-    return {"features": np.ones((2, 8, width), np.float32), "num_frames": np.array([8, 5], np.int32)}
-
-
-def test_the_card_of_an_encoder_returns_as_it_was_saved(tmp_path, tiny_config, pretraining, demo_corpus):
-    card = EncoderCard.load(pretraining)
-    assert card.recordings == demo_corpus.train_recordings and card.emotions == demo_corpus.emotions
-    (tmp_path / checkpoint.FOLDER).mkdir()
-    card.save(tmp_path)
-    again = EncoderCard.load(tmp_path)
-    assert again.frontend.to_json() == card.frontend.to_json()
-    assert dataclasses.replace(again, frontend=card.frontend) == card
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 3}', "null", "\ufeffnonsense"])
-def test_a_damaged_card_is_refused(text, pretraining, tmp_path):
-    (tmp_path / checkpoint.FOLDER).mkdir()
-    (tmp_path / checkpoint.ENCODER_FILE).write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="encoder.json is damaged .*: pretrain anew"):
-        EncoderCard.load(tmp_path)
-
-
-def test_a_card_without_its_frontend_is_refused(pretraining, tmp_path):
-    table = json.loads((pretraining / checkpoint.ENCODER_FILE).read_text())
-    table["frontend"]["train"]["mean"] = table["frontend"]["train"]["mean"][:-1]
-    (tmp_path / checkpoint.FOLDER).mkdir()
-    (tmp_path / checkpoint.ENCODER_FILE).write_text(json.dumps(table))
-    with pytest.raises(UserError, match="is damaged"):
-        EncoderCard.load(tmp_path)
+def test_the_card_of_a_pretraining_tells_what_it_has_seen(pretraining, demo_corpus):
+    card = Card.load(pretraining)
+    assert card.recordings == tuple(sorted(demo_corpus.train_recordings)) and card.emotions == demo_corpus.emotions
+    assert (card.corpus, card.head, card.classes) == ("demo", "", ())
 
 
 @pytest.mark.parametrize(("field", "value"), [("width", 32), ("layers", 2), ("heads", 1)])
@@ -139,7 +167,7 @@ def test_a_model_of_another_shape_is_refused_with_the_mend(field, value, tiny_co
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_is_refused(tiny_config, pretraining, tmp_path):
     (tmp_path / checkpoint.FOLDER).mkdir()
-    EncoderCard.load(pretraining).save(tmp_path)
+    Card.load(pretraining).save(tmp_path)
     with pytest.raises(UserError, match="holds no complete checkpoint: run its training first"):
         build(tiny_config("finetune", init_from=str(tmp_path)))
 
@@ -169,7 +197,7 @@ def test_damaged_metadata_set_a_checkpoint_aside(item, damage, tmp_path, capsys)
     saved(tmp_path, 1, 2)
     file = tmp_path / checkpoint.FOLDER / "2" / item
     file.write_bytes(damage(file.read_bytes()))
-    assert checkpoint.load_best_params(tmp_path)[0] == 1
+    assert checkpoint.load_best(tmp_path).step == 1
     assert newest(tmp_path).step == 1
     assert [folder.name.split("-")[0] for folder in (tmp_path / checkpoint.DAMAGED_FOLDER).iterdir()] == ["2"]
     assert f"the checkpoint of step 2 in {tmp_path} is damaged: it is moved to {tmp_path}/damaged and not used." in capsys.readouterr().err
@@ -196,8 +224,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(it
 def test_an_intact_checkpoint_of_other_shapes_is_refused_and_stays(tmp_path):
     saved(tmp_path, 1, 2)
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], 7)) if x.ndim else x, snapshot(0, 0).params)
-    for change in ({"params": wider, "best": wider}, {"opt_state": {"nu": wider, "count": jnp.int32(0)}}):
+    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], 7)), snapshot(0, 0).params)
+    for change in ({"params": wider, "best": wider}, {"opt_state": {"nu": wider, "count": jnp.zeros(1, jnp.int32)}}):
         like = dataclasses.replace(snapshot(0, 0), **change)
         with pytest.raises(UserError, match="of step 2 in .* has other shapes than the config: start in another --workdir"):
             newest(tmp_path, like)
@@ -214,7 +242,7 @@ def test_a_damaged_checkpoint_does_not_pass_for_one_of_other_shapes(tmp_path):
 def test_what_the_loop_does_during_a_save_is_not_in_it(tmp_path):
     checkpoints, now = Checkpoints(tmp_path, "mae"), snapshot(1, 1)
     checkpoints.save(now, 1.0)
-    now.progress["value"] = "later"
+    now.progress["members"][0]["value"] = "later"
     checkpoints.close()
     assert newest(tmp_path).progress == snapshot(1, 1).progress
 

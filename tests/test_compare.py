@@ -4,12 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from jax_emossl.train import Fitted
 
 from jax_emossl import preemption, results
 from jax_emossl.data import corpora
 from jax_emossl.errors import UserError
 from jax_emossl.tasks import compare
-from jax_emossl.train import Fitted
 
 ARMS = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")
 

@@ -9,136 +9,134 @@ import optax
 import pytest
 
 from jax_emossl import metrics
+from jax_emossl.data.batches import Segments
+from jax_emossl.data.frontend import Frontend
+from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
-from jax_emossl.experiment import build
-from jax_emossl.model import TransformerEncoder
 from jax_emossl.objectives import emotion
+from jax_emossl.objectives.emotion import SegmentHead
 from jax_emossl.predict import predict
-from jax_emossl.train import init_params
+from jax_emossl.representation import Representation
 
-ENCODER = TransformerEncoder(width=8, layers=0, heads=1)  # compiles fast; where the layers matter, `DEEP` is taken
-DEEP = TransformerEncoder(width=16, layers=1, heads=2)
+ENCODER = Transformer(width=8, layers=0, heads=1)  # compiles fast; where the layers matter, `DEEP` is taken
+DEEP = Transformer(width=16, layers=1, heads=2)
 EMOTIONS = ("happy", "sad", "anger")
-NUM_FRAMES = np.array([10, 4, 1, 7, 3], np.int32)
+NUM_STEPS = np.array([10, 4, 1, 7, 3], np.int32)
 SEVERAL = np.array([[0, 1, 2], [0, 0, 0], [3, 0, 0], [0.5, 0, 0], [0, 0, 1]], np.float32)
 SINGLE = np.array([[0, 3, 0], [0, 0, 0], [3, 0, 0], [0, 0, 0], [0, 3, 0]], np.float32)  # no anger
 
 
-def make(labels, encoder=ENCODER, **fields):
+def make(labels, encoder=ENCODER, emotions=EMOTIONS, **fields):
     config = ml_collections.ConfigDict({"head": "auto", "loss": "huber", "dropout": 0.3, "selection": ""} | fields)
     fold = types.SimpleNamespace(labels=labels)
-    corpus = types.SimpleNamespace(emotions=EMOTIONS, fold={"train": fold}.__getitem__)
-    return emotion.make(config, corpus, encoder, 6)
+    corpus = types.SimpleNamespace(emotions=emotions, fold={"train": fold}.__getitem__)
+    return emotion.make(config, encoder, None, corpus)
 
 
 def batch(labels=SEVERAL):
     features = np.random.default_rng(0).normal(size=(5, 10, 6)).astype(np.float32)
-    features = np.where((np.arange(10) < NUM_FRAMES[:, None])[..., None], features, 0)
+    features = np.where((np.arange(10) < NUM_STEPS[:, None])[..., None], features, 0)
     return {
-        "features": features, "num_frames": NUM_FRAMES, "labels": labels, "weight": np.ones(5, np.float32),
-        "location": np.float32(0.1), "scale": np.float32(0.5),
+        "features": features, "num_steps": NUM_STEPS, "labels": labels, "weight": np.ones(5, np.float32),
+        "recording": np.array([0, 1, 0, 1, 2], np.int32),
     }  # fmt: skip
 
 
-def segments(*recordings, reliance=0.5):
-    return types.SimpleNamespace(recordings=np.array(recordings, object), reliance=np.full(len(recordings), reliance))
-
-
-FOLD = segments("a", "b", "a", "b", "c")
-
-
-def learned(objective):
-    """Parameters with a head that answers something: a fresh one is all zeros."""
-    params = init(objective, jax.random.key(0))
-    readout = params["head"]["readout"]
+def learned(objective, example=None, recordings=3):
+    """Variables with a head that answers something, where a fresh one is all zeros, and standards that differ by recording."""
+    params = init(objective, jax.random.key(0), example)
+    readout, rng = params["head"]["readout"], np.random.default_rng(0)
+    pooled = len(readout["kernel"])
+    constants = {"location": rng.normal(0, 0.1, (recordings, pooled)), "scale": rng.uniform(0.5, 1, (recordings, pooled))}
     noise = jax.random.normal(jax.random.key(1), readout["kernel"].shape)
-    return {**params, "head": {"readout": {"kernel": noise, "bias": readout["bias"] + 0.1}}}
+    params = {**params, "head": {"readout": {"kernel": noise, "bias": readout["bias"] + 0.1}}}
+    return {"params": params, "constants": {name: array.astype(np.float32) for name, array in constants.items()}}
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def init(objective, key, encoder=None):
-    return objective.init(key, batch(), encoder)
+def init(objective, key, example=None):
+    return objective.init(key, example or batch())
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def pool(objective, params, batch):
-    return objective.predict(params, batch)["pooled"]
+def scores(objective, variables, batch):
+    return objective.predict(variables, batch)["scores"]
 
 
-def loss(objective, params, batch, key=0):
+def loss(objective, variables, batch, key=0):
     """Sum and count as numbers."""
-    total, count, _ = _loss(objective, params, batch, jax.random.key(key))
+    total, count, _ = _loss(objective, variables, batch, jax.random.key(key))
     return float(total), float(count)
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def _loss(objective, params, batch, key):
-    return objective.loss(params, batch, key)
+def _loss(objective, variables, batch, key):
+    return objective.loss(variables, batch, key)
 
 
-def plain_scores(objective, params, batch):
-    """What the head answers to the batch's own standardisation."""
-    readout = params["head"]["readout"]
-    return np.asarray((pool(objective, params, batch) - batch["location"]) / batch["scale"] @ readout["kernel"] + readout["bias"])
+def plain_scores(objective, variables, batch):
+    """What the head answers to each row's pooled representation, standardised by its recording."""
+    pooled = np.asarray(jax.jit(Representation(objective.encoder).predict)(variables, batch)["pooled"])
+    location, scale = (variables["constants"][name][batch["recording"]] for name in ("location", "scale"))
+    readout = variables["params"]["head"]["readout"]
+    return np.asarray((pooled - location) / scale @ readout["kernel"] + readout["bias"])
 
 
 @pytest.mark.parametrize("labels", [SEVERAL, SINGLE], ids=["intensity", "category"])
 def test_padding_and_the_other_rows_never_change_a_prediction(labels):
     objective = make(labels, DEEP)
-    params = learned(objective)
-
-    def scores(pooled):
-        return objective.finish(params, {"pooled": np.asarray(pooled)}, FOLD)["scores"]
-
-    together = pool(objective, params, batch())
-    assert scores(together).std(0).min() > 0.1  # the head does answer something
-    padding = (np.arange(10) >= NUM_FRAMES[:, None])[..., None]
-    noisy = batch() | {"features": np.where(padding, 100.0, batch()["features"])}
+    variables = learned(objective)
+    together = np.asarray(scores(objective, variables, batch()))
+    assert together.std(0).min() > 0.1  # the head does answer something
+    padding = (np.arange(10) >= NUM_STEPS[:, None])[..., None]
+    noisy = batch() | {"features": np.where(padding, 100.0, batch()["features"]).astype(np.float32)}
     longer = batch() | {"features": np.pad(batch()["features"], ((0, 0), (0, 22), (0, 0)), constant_values=-7.0)}
-    rows = {name: array for name, array in batch().items() if array.ndim}
-    turned = pool(objective, params, {name: array[::-1] for name, array in rows.items()})[::-1]
-    alone = [pool(objective, params, {name: array[row : row + 1] for name, array in rows.items()})[0] for row in range(5)]
-    for pooled in (pool(objective, params, noisy), pool(objective, params, longer), turned, np.array(alone)):
-        np.testing.assert_allclose(pooled, together, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(scores(pooled), scores(together), rtol=1e-5, atol=1e-5 * np.abs(scores(together)).max())
+    turned = scores(objective, variables, {name: array[::-1] for name, array in batch().items()})[::-1]
+    alone = [scores(objective, variables, {name: array[row : row + 1] for name, array in batch().items()})[0] for row in range(5)]
+    for made in (scores(objective, variables, noisy), scores(objective, variables, longer), turned, np.array(alone)):
+        np.testing.assert_allclose(made, together, rtol=1e-5, atol=1e-5 * np.abs(together).max())
 
 
-def test_batch_size_and_bucket_lengths_never_change_a_folds_predictions(tiny_config):
-    experiment = build(tiny_config("scratch"))
-    objective, valid = experiment.objective, experiment.segments("valid")
-    example = {"features": np.zeros((1, 8, experiment.frontend.dimension), np.float32), "num_frames": np.array([8])}
-    params = init_params(objective, jax.random.key(0), example, None)
-    params["head"]["readout"]["kernel"] = jax.random.normal(jax.random.key(1), params["head"]["readout"]["kernel"].shape)
-    expected = predict(objective, params, valid, 8, 8.0)["scores"]
+def test_batch_size_and_bucket_lengths_never_change_a_folds_predictions(demo_corpus):
+    frontend = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8, 0.01)
+    valid = Segments(demo_corpus, ["valid"], frontend)
+    objective = make(valid.labels, DEEP, demo_corpus.emotions)
+    example = {"features": np.zeros((1, 8, frontend.dimension), np.float32), "num_steps": np.array([8])}
+    variables = learned(objective, example, len(valid.recording_names))
+    expected = predict(objective, [variables], [valid], 8, 8.0)[0]["scores"]
     assert expected.std(0).min() > 0.1
-    np.testing.assert_allclose(predict(objective, params, valid, 5, 2.0)["scores"], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    (other,) = predict(objective, [variables], [valid], 5, 2.0)
+    np.testing.assert_allclose(other["scores"], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-def test_pooled_statistics_are_standardised_by_recording_as_much_as_it_is_relied_upon():
-    pooled = np.random.default_rng(0).normal(3, 2, (6, 4)).astype(np.float32)
-    toward = {"location": np.full(4, 1.0), "scale": np.full(4, 2.0)}
-    own = segments("a", "b", "a", "b", "a", "b", reliance=1.0)
-    location, scale = emotion.standards(pooled, own, toward)
-    for rows in (slice(0, None, 2), slice(1, None, 2)):
-        np.testing.assert_allclose(location[rows], np.tile(pooled[rows].mean(0), (3, 1)), rtol=1e-5)
-        np.testing.assert_allclose(scale[rows], np.tile(pooled[rows].std(0), (3, 1)), rtol=1e-2)
-    location, scale = emotion.standards(pooled, segments(*"ababab", reliance=0.0), toward)
-    np.testing.assert_allclose(location, 1)
-    np.testing.assert_allclose(scale, 2, rtol=1e-3)
-    location, scale = emotion.standards(pooled, segments(*"ababab", reliance=0.25), toward)
-    np.testing.assert_allclose(location[0], 0.25 * pooled[::2].mean(0) + 0.75, rtol=1e-5)
-    np.testing.assert_allclose(scale[0] ** 2, 0.25 * pooled[::2].var(0) + 0.75 * 4, rtol=1e-2)
+@pytest.mark.parametrize("labels", [SEVERAL, SINGLE], ids=["intensity", "category"])
+def test_a_score_reads_the_representation_standardised_by_the_rows_recording(labels):
+    objective = make(labels, DEEP)
+    variables = learned(objective)
+    expected = plain_scores(objective, variables, batch())
+    np.testing.assert_allclose(scores(objective, variables, batch()), expected, rtol=1e-4, atol=1e-4)
+    moved = scores(objective, variables, batch() | {"recording": np.array([0, 1, 2, 1, 2], np.int32)})
+    changed = np.abs(np.asarray(moved) - expected).max(1) > 1e-2
+    assert changed.tolist() == [False, False, True, False, False]
 
 
 def test_training_standardises_a_segment_as_prediction_does():
-    objective = dataclasses.replace(make(SEVERAL), dropout=0.0)
-    params = learned(objective)
-    pooled = np.asarray(pool(objective, params, batch()))
-    chosen = np.array([4, 1, 2])
-    extra = objective.extra(params, segments(*FOLD.recordings[chosen]), FOLD, lambda: {"pooled": pooled})
-    rows = {name: array[chosen] for name, array in batch().items() if array.ndim} | extra
-    predicted = objective.finish(params, {"pooled": pooled}, FOLD)["scores"][chosen]
-    np.testing.assert_allclose(plain_scores(objective, params, rows), predicted, rtol=1e-4, atol=1e-4)
+    objective = dataclasses.replace(make(SEVERAL, loss="l2"), dropout=0.0)
+    variables, chosen = learned(objective), np.array([4, 1, 2])
+    predicted = np.asarray(scores(objective, variables, batch()))[chosen]
+    rows = {name: array[chosen] for name, array in batch().items()}
+    expected = ((predicted - SEVERAL[chosen]) ** 2).mean(1).sum()
+    assert loss(objective, variables, rows) == pytest.approx((expected, 3), rel=1e-4)
+
+
+def test_the_head_is_linear_and_starts_at_zero():
+    x = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
+    variables = SegmentHead(3).init(jax.random.key(0), x)
+    assert not SegmentHead(3).apply(variables, x).any()
+    (kernel,) = (leaf for leaf in jax.tree.leaves(variables) if leaf.ndim > 1)
+    learned = jax.tree.map(lambda leaf: leaf + 1.0, variables)
+    assert kernel.shape == (7, 3)
+    np.testing.assert_allclose(SegmentHead(3).apply(learned, x), np.tile(x.sum(1, keepdims=True) + 1, 3), rtol=1e-4, atol=1e-5)
 
 
 def test_the_head_is_category_unless_a_segment_carries_two_emotions():
@@ -146,6 +144,8 @@ def test_the_head_is_category_unless_a_segment_carries_two_emotions():
     assert isinstance(make(SEVERAL), emotion.Intensity)
     assert isinstance(make(SINGLE, head="intensity"), emotion.Intensity)
     assert isinstance(make(SEVERAL, head="category"), emotion.Category)
+    assert (make(SINGLE).head, make(SEVERAL).head) == ("category", "intensity")
+    assert make(SINGLE).labelled
 
 
 def test_classes_are_those_of_the_training_fold_with_neutral_for_all_zeros():
@@ -163,73 +163,73 @@ def test_steps_are_selected_by_the_heads_own_metric_or_the_configured(labels, me
 @pytest.mark.parametrize("name", ["l1", "l2", "huber"])
 def test_the_intensity_loss_is_the_mean_over_emotions_summed_over_segments(name):
     objective = dataclasses.replace(make(SEVERAL, loss=name), dropout=0.0)
-    params = learned(objective)
-    error = plain_scores(objective, params, batch()) - SEVERAL
+    variables = learned(objective)
+    error = plain_scores(objective, variables, batch()) - SEVERAL
     huber = np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5)
     expected = {"l1": np.abs(error), "l2": error**2, "huber": huber}[name].mean(1).sum()
-    assert loss(objective, params, batch()) == pytest.approx((expected, 5), rel=1e-5)
+    assert loss(objective, variables, batch()) == pytest.approx((expected, 5), rel=1e-5)
 
 
 def test_the_category_loss_is_the_cross_entropy_of_the_segments_class():
     objective = dataclasses.replace(make(SINGLE), dropout=0.0)
-    params = learned(objective)
+    variables = learned(objective)
     target = [objective.classes.index(name) for name in emotion.category_names(SINGLE, EMOTIONS)]
     assert target == [2, 0, 1, 0, 2]
-    expected = optax.softmax_cross_entropy_with_integer_labels(plain_scores(objective, params, batch()), np.array(target)).sum()
-    assert loss(objective, params, batch(SINGLE)) == pytest.approx((float(expected), 5), rel=1e-5)
+    expected = optax.softmax_cross_entropy_with_integer_labels(plain_scores(objective, variables, batch()), np.array(target)).sum()
+    assert loss(objective, variables, batch(SINGLE)) == pytest.approx((float(expected), 5), rel=1e-5)
 
 
 @pytest.mark.parametrize("labels", [SEVERAL, SINGLE], ids=["intensity", "category"])
 def test_filler_rows_count_for_nothing(labels):
     objective = make(labels)
-    params, weight = learned(objective), np.array([1, 1, 0, 1, 0], np.float32)
+    variables, weight = learned(objective), np.array([1, 1, 0, 1, 0], np.float32)
     other = batch(labels)["features"].copy()
     other[weight == 0] += 3
     changed = batch(labels[[0, 1, 0, 3, 3]]) | {"features": other}
-    total, count = loss(objective, params, batch(labels) | {"weight": weight})
+    total, count = loss(objective, variables, batch(labels) | {"weight": weight})
     assert count == 3 and total > 0
-    assert loss(objective, params, changed | {"weight": weight}) == pytest.approx((total, count), rel=1e-6)
+    assert loss(objective, variables, changed | {"weight": weight}) == pytest.approx((total, count), rel=1e-6)
 
 
-def test_a_given_encoder_is_taken_as_it_is_and_the_head_starts_afresh():
+def test_encoder_and_head_are_all_that_is_learned():
     objective = make(SEVERAL)
-    encoder = jax.tree.map(lambda x: x + 0.1, init(objective, jax.random.key(0))["encoder"])
-    params = init(objective, jax.random.key(5), encoder)
-    jax.tree.map(np.testing.assert_array_equal, params["encoder"], encoder)
-    assert not any(leaf.any() for leaf in jax.tree.leaves(params["head"]))
-    pooled = pool(objective, params, batch())
-    np.testing.assert_allclose(params["standard"]["location"], pooled.mean(0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(params["standard"]["scale"], pooled.std(0) + 1e-3, rtol=1e-4, atol=1e-5)
+    fresh = init(objective, jax.random.key(0))
+    assert fresh.keys() == {"encoder", "head"} and not any(leaf.any() for leaf in jax.tree.leaves(fresh["head"]))
+    assert jax.tree.structure(fresh["encoder"]) == jax.tree.structure(
+        ENCODER.init(jax.random.key(0), batch()["features"], NUM_STEPS)["params"]
+    )
+    other = init(objective, jax.random.key(5))
+    assert not np.allclose(fresh["encoder"]["projection"]["kernel"], other["encoder"]["projection"]["kernel"])
 
 
-def test_the_standard_is_not_learned():
+def test_gradients_reach_the_head_and_the_encoder():
     objective = make(SEVERAL)
-    params = learned(objective)
-    gradient = jax.jit(jax.grad(lambda p: objective.loss(p, batch(), jax.random.key(0))[0]))(params)
-    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["standard"]))
+    variables = learned(objective)
+    gradient = jax.jit(jax.grad(lambda p: objective.loss(variables | {"params": p}, batch(), jax.random.key(0))[0]))(variables["params"])
     assert gradient["head"]["readout"]["kernel"].any() and gradient["encoder"]["projection"]["kernel"].any()
 
 
 def test_dropout_acts_in_training_only():
     objective = make(SEVERAL)
-    params = learned(objective)
-    assert loss(objective, params, batch(), key=1) != loss(objective, params, batch(), key=2)
-    np.testing.assert_array_equal(pool(objective, params, batch()), pool(objective, params, batch()))
+    variables = learned(objective)
+    assert loss(objective, variables, batch(), key=1) != loss(objective, variables, batch(), key=2)
+    np.testing.assert_array_equal(scores(objective, variables, batch()), scores(objective, variables, batch()))
     without = dataclasses.replace(objective, dropout=0.0)
-    assert loss(without, params, batch(), key=1) == loss(without, params, batch(), key=2)
+    assert loss(without, variables, batch(), key=1) == loss(without, variables, batch(), key=2)
+    np.testing.assert_array_equal(scores(objective, variables, batch()), scores(without, variables, batch()))
 
 
 def test_a_class_that_training_never_saw_counts_as_missed():
     objective = make(SINGLE)
     labels = np.array([[0, 0, 0], [3, 0, 0], [0, 0, 3]], np.float32)  # anger last
-    report, _ = objective.metrics({"scores": np.eye(3)[[0, 1, 1]]}, labels, None)
+    report, _ = objective.evaluate({"scores": np.eye(3)[[0, 1, 1]]}, labels, None)
     assert report["accuracy"] == pytest.approx(2 / 3) and report["uar"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
 def test_every_class_that_training_never_saw_is_a_class_of_its_own():
     objective = make(SINGLE[[2, 2]])  # happy alone
-    report, _ = objective.metrics({"scores": np.ones((3, 1))}, np.diag([3, 3, 3]).astype(np.float32), None)
+    report, _ = objective.evaluate({"scores": np.ones((3, 1))}, np.diag([3, 3, 3]).astype(np.float32), None)
     assert report["uar"] == pytest.approx(1 / 3)
 
 
@@ -237,19 +237,23 @@ def test_intensity_thresholds_come_from_the_calibration_fold():
     objective, scores = make(SEVERAL), np.random.default_rng(0).normal(size=(5, 3))
     calibration = objective.calibrate({"scores": scores}, SEVERAL)
     assert calibration == metrics.choose_thresholds(scores, SEVERAL)
-    assert objective.metrics({"scores": scores}, SEVERAL, calibration) == metrics.intensity_report(scores, SEVERAL, EMOTIONS, calibration)
+    assert objective.evaluate({"scores": scores}, SEVERAL, calibration) == metrics.intensity_report(scores, SEVERAL, EMOTIONS, calibration)
+
+
+def test_the_constant_is_the_training_folds():
+    valid = SEVERAL[::-1]
+    assert make(SEVERAL).constant(valid, SEVERAL) == metrics.constant_intensity_report(valid, SEVERAL, EMOTIONS)
+    report, _ = make(SINGLE).constant(SINGLE[[0, 1, 1, 1]], SINGLE)  # neutral and sad are equally common, neutral comes first
+    assert report["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"head": "both"}, "objective.head is 'both': choose one of auto, intensity, category"),
-        ({"loss": "l3"}, "objective.loss is 'l3': choose one of l1, l2, huber"),
-        ({"selection": "uar"}, "objective.selection is 'uar': choose one of mae"),
+        ({"selection": "uar"}, "objective.selection is 'uar': choose one of auroc, mae"),
         ({"head": "category", "selection": "mae"}, "objective.selection is 'mae': choose one of uar"),
-        ({"dropout": 1.0}, "objective.dropout is 1.0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(fields, message):
+def test_a_metric_of_the_other_head_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         make(SEVERAL, **fields)

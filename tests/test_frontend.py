@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -14,7 +15,11 @@ TRAIN = Statistics(np.array([1.0, 0.0, 4.0]), np.array([4.0, 1.0, 0.0]), seconds
 
 
 def frontend(prior=180.0, clip=5.0, pool=1, stack=1, train=TRAIN):
-    return Frontend(NAMES, train, prior, clip, pool, stack)
+    return Frontend(NAMES, train, prior, clip, pool, stack, frame_seconds=0.01)
+
+
+def config(pool=0.02, stack=0.04):
+    return ml_collections.ConfigDict({"norm_prior": 180.0, "clip": 5.0, "pool": pool, "stack": stack})
 
 
 def frames(n=200, seed=0):
@@ -79,7 +84,7 @@ def test_number_and_width_of_steps_are_as_announced(pool, stack):
 
 
 def test_a_piece_of_a_segment_equals_the_piece_of_the_whole(demo_corpus):
-    front = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8)
+    front = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8, 0.01)
     segments = Segments(demo_corpus, ["train"], front)
     whole = segments.steps(3)
     assert len(whole) == segments.lengths[3] > 6
@@ -88,7 +93,7 @@ def test_a_piece_of_a_segment_equals_the_piece_of_the_whole(demo_corpus):
 
 
 def test_normalised_demo_features_are_finite_and_centred(demo_corpus):
-    front = Frontend(demo_corpus.features, demo_corpus.train_statistics, 0.0, 5.0, 1, 1)
+    front = Frontend(demo_corpus.features, demo_corpus.train_statistics, 0.0, 5.0, 1, 1, 0.01)
     segments = Segments(demo_corpus, ["train", "train_unlabelled"], front)
     steps = np.concatenate([segments.steps(i) for i in range(len(segments))])
     voicing = demo_corpus.features.index("F0")
@@ -101,8 +106,54 @@ def test_normalised_demo_features_are_finite_and_centred(demo_corpus):
 def test_labels_play_no_part_in_the_normalisation(demo_corpus):
     folds = {name: dataclasses.replace(fold, labels=np.full_like(fold.labels, 3)) for name, fold in demo_corpus.folds.items()}
     other = dataclasses.replace(demo_corpus, folds=folds)
-    front = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8)
+    front = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8, 0.01)
     np.testing.assert_array_equal(Segments(demo_corpus, ["test"], front).steps(0), Segments(other, ["test"], front).steps(0))
+
+
+@pytest.mark.parametrize(
+    ("hop", "pool", "stack", "expected"),
+    [
+        (0.01, 0.02, 0.04, (2, 2)),
+        (0.01, 0.02, 0.16, (2, 8)),
+        (0.01, 0.0, 0.0, (1, 1)),  # at least one frame
+        (0.01, 0.024, 0.049, (2, 2)),  # as many as come nearest
+        (0.01, 0.026, 0.04, (3, 1)),
+        (0.02, 0.02, 0.04, (1, 2)),
+        (0.02, 0.04, 0.16, (2, 4)),
+        (0.02, 0.01, 0.01, (1, 1)),
+    ],
+)
+def test_seconds_become_the_frames_that_come_nearest(hop, pool, stack, expected, demo_corpus):
+    front = Frontend.make(config(pool, stack), dataclasses.replace(demo_corpus, hop=hop))
+    assert (front.pool, front.stack) == expected and front.frame_seconds == hop
+    assert (front.names, front.prior, front.clip) == (demo_corpus.features, 180.0, 5.0)
+    assert front.train is demo_corpus.train_statistics
+
+
+def test_without_a_hop_a_frame_lasts_as_long_as_the_training_frames_do_on_average(demo_corpus):
+    frames = sum(len(demo_corpus.fold(name).frames) for name in ("train", "train_unlabelled"))
+    statistics = dataclasses.replace(demo_corpus.train_statistics, seconds=0.3 * frames)  # words of .3 s
+    words = dataclasses.replace(demo_corpus, hop=None, train_statistics=statistics)
+    front = Frontend.make(config(), words)
+    assert front.frame_seconds == pytest.approx(0.3) and (front.pool, front.stack) == (1, 1)
+    assert front.steps(2.56) == 9
+    front = Frontend.make(config(pool=0.6, stack=1.8), words)
+    assert (front.pool, front.stack) == (2, 3)
+
+
+def test_durations_become_model_steps_at_least_one_unless_they_are_none():
+    front = frontend(pool=2, stack=2)  # 40 ms
+    assert [front.steps(seconds) for seconds in (2.56, 0.8, 0.09, 0.04, 0.001, 0.0)] == [64, 20, 2, 1, 1, 0]
+
+
+def test_the_settings_of_a_frontend_make_it_again(demo_corpus):
+    for pool, stack in ((0.02, 0.04), (0.0, 0.16), (0.03, 0.1)):
+        front = Frontend.make(config(pool, stack), demo_corpus)
+        settings = front.settings()
+        assert set(settings) == set(config())
+        assert settings["pool"] == pytest.approx(front.pool * 0.01) and settings["stack"] == pytest.approx(front.frames_per_step * 0.01)
+        again = Frontend.make(ml_collections.ConfigDict(settings), demo_corpus)
+        assert again.to_json() == front.to_json() and again.settings() == settings
 
 
 @pytest.mark.parametrize("prior", [0.0, 180.0, np.inf])
@@ -118,6 +169,14 @@ def test_json_that_contradicts_itself_is_refused():
     table = frontend().to_json()
     with pytest.raises(ValueError, match="differ in number"):
         Frontend.from_json(table | {"names": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("prior", -1.0), ("clip", 0.0), ("pool", 0), ("stack", 0), ("frame_seconds", 0.0), ("frame_seconds", float("nan"))]
+)
+def test_json_that_is_out_of_range_is_refused(field, value):
+    with pytest.raises(ValueError, match="out of range"):
+        Frontend.from_json(frontend().to_json() | {field: value})
 
 
 def test_other_features_are_refused_by_name():

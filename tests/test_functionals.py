@@ -19,7 +19,7 @@ def test_one_frame_has_functionals_too():
 
 
 def test_a_fold_is_seen_unpooled_and_normalised(demo_corpus):
-    frontend = Frontend(demo_corpus.features, demo_corpus.train_statistics, np.inf, 5.0, 2, 8)
+    frontend = Frontend(demo_corpus.features, demo_corpus.train_statistics, np.inf, 5.0, 2, 8, 0.01)
     made = functionals.of_fold(demo_corpus, "valid", frontend)
     fold = demo_corpus.fold("valid")
     assert made.shape == (len(fold), 10 * len(demo_corpus.features) + 1)

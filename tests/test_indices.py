@@ -90,6 +90,26 @@ def test_shards_tile_the_batch(processes):
     assert {s.length for s in shards} == {selection.length}
 
 
+def test_batches_may_all_be_padded_to_one_length():
+    lengths = np.array([3, 9, 30, 31, 60, 4])
+    for length in (60, 100):
+        plain, sampler = Sampler(lengths, 2), Sampler(lengths, 2, length=length)
+        for selection, own in zip(epoch(sampler, 1), epoch(plain, 1), strict=True):
+            assert selection.length == length
+            np.testing.assert_array_equal(selection.segments, own.segments)  # the same rows as without it
+        assert {selection.length for selection in sampler.in_order()} == {length}
+    cropped = Sampler(lengths, 2, crop=20, length=60)
+    assert {selection.length for selection in epoch(cropped, 1)} == {20}
+
+
+def test_a_selection_padded_further_has_the_same_rows():
+    selection = Sampler(np.arange(1, 30), 8, crop=5).indices(3, 2)
+    longer = selection.padded(12)
+    assert longer.length == 12 and selection.length == 5
+    for name in ("segments", "starts", "weight"):
+        np.testing.assert_array_equal(getattr(longer, name), getattr(selection, name))
+
+
 @pytest.mark.parametrize("growth", [1.05, 1.25, 2.0])
 def test_padded_lengths_hold_and_grow(growth):
     lengths = [padded_length(n, growth) for n in range(1, 500)]

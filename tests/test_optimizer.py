@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from jax_emossl.errors import UserError
 from jax_emossl.optimizer import Optimizer, Rates
 
 OPTIMIZER = Optimizer(b2=0.98, weight_decay=0.1, clip_norm=1.0, warmup_steps=4, steps=20)
@@ -22,9 +21,8 @@ def params(seed=0):
     }
 
 
-def rates(strategy="full", learning_rate=0.1, encoder_factor=1.0, probe_steps=0):
-    settings = {"strategy": strategy, "learning_rate": learning_rate, "encoder_factor": encoder_factor, "probe_steps": probe_steps}
-    return Rates.make(ml_collections.ConfigDict(settings))
+def rates(strategy="full", learning_rate=0.1, probe_steps=0):
+    return Rates.make(ml_collections.ConfigDict({"strategy": strategy, "learning_rate": learning_rate, "probe_steps": probe_steps}))
 
 
 def train(rates, steps, optimizer=OPTIMIZER, gradients=lambda step: params(step + 1)):
@@ -78,8 +76,8 @@ def test_a_huge_gradient_is_clipped():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), clipped, plain)
 
 
-def test_frozen_leaves_the_encoder_bit_identical_and_trains_the_head():
-    after = train(rates("frozen"), 10)
+def test_a_probe_leaves_the_encoder_bit_identical_and_trains_the_head():
+    after = train(rates("probe"), 10)
     assert_equal(after["encoder"], params()["encoder"])
     assert np.abs(after["head"]["kernel"] - params()["head"]["kernel"]).min() > 0.01
 
@@ -87,7 +85,7 @@ def test_frozen_leaves_the_encoder_bit_identical_and_trains_the_head():
 def test_probe_then_full_thaws_the_encoder_after_the_probe_with_a_warm_up_of_its_own():
     plan = rates("probe-then-full", probe_steps=5)
     assert_equal(train(plan, 5)["encoder"], params()["encoder"])
-    assert_equal(train(plan, 5)["head"], train(rates("frozen"), 5)["head"])
+    assert_equal(train(plan, 5)["head"], train(rates("probe"), 5)["head"])
     assert np.abs(train(plan, 6)["encoder"]["kernel"] - params()["encoder"]["kernel"]).max() > 1e-3
     sizes = [OPTIMIZER.step_sizes(plan, jnp.int32(step)) for step in range(10)]
     np.testing.assert_allclose([encoder / head for encoder, head in sizes], [0] * 5 + [0.25, 0.5, 0.75, 1, 1], rtol=1e-5)
@@ -97,11 +95,11 @@ def test_full_ignores_the_probe_steps():
     assert_equal(train(rates("full", probe_steps=5), 3), train(rates("full"), 3))
 
 
-def test_encoder_learns_slower_by_its_factor():
-    encoder, head = OPTIMIZER.step_sizes(rates(encoder_factor=0.2), jnp.int32(6))
-    assert encoder == pytest.approx(0.2 * float(head))
+def test_a_pretraining_has_no_strategy_and_trains_everything():
+    pretraining = Rates.make(ml_collections.ConfigDict({"learning_rate": 0.1}))
+    assert_equal(pretraining, rates("full"))
 
 
-def test_unknown_strategy_is_refused():
-    with pytest.raises(UserError, match="train.strategy is 'thaw': choose one of full, frozen, probe-then-full"):
-        rates("thaw")
+def test_settings_are_those_of_the_config():
+    settings = dataclasses.asdict(OPTIMIZER) | {"learning_rate": 0.1, "batch_size": 8}
+    assert Optimizer.make(ml_collections.ConfigDict(settings)) == OPTIMIZER

@@ -25,7 +25,7 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def frontend(loaded):
-    return Frontend(loaded.features, loaded.train_statistics, prior=180.0, clip=5.0, pool=2, stack=2)
+    return Frontend(loaded.features, loaded.train_statistics, prior=180.0, clip=5.0, pool=2, stack=2, frame_seconds=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,33 @@ def test_rows_are_segments_seen_through_the_frontend(loaded, frontend, segments)
     batch = segments.gather(selection)
     for row, s in enumerate(selection.segments):
         steps = segments.steps(s)
-        assert batch["num_frames"][row] == len(steps) == segments.lengths[s]
+        assert batch["num_steps"][row] == len(steps) == segments.lengths[s]
         np.testing.assert_array_equal(batch["features"][row, : len(steps)], steps)
         assert not batch["features"][row, len(steps) :].any()
     fold = loaded.folds["train"]
     scaling = frontend.location_and_scale(loaded.statistics[fold.recordings[2]])
     np.testing.assert_array_equal(segments.steps(2), frontend(fold.frames[fold.offsets[2] : fold.offsets[3]], *scaling))
+
+
+def test_a_batch_tells_which_segment_and_recording_a_row_is_of(loaded, segments):
+    selection = Sampler(segments.lengths, 4).indices(0, 0)
+    batch = segments.gather(selection)
+    np.testing.assert_array_equal(batch["segment"], selection.segments)
+    assert segments.recording_names == sorted(loaded.statistics)
+    named = [segments.recording_names[r] for r in batch["recording"]]
+    assert named == [segments.recordings[s] for s in selection.segments]
+    rest = segments.gather_all_but_features(selection)
+    assert rest.keys() == batch.keys() - {"features"}
+    for name in rest:
+        np.testing.assert_array_equal(rest[name], batch[name])
+
+
+def test_a_recording_has_the_same_place_in_every_fold(loaded, frontend):
+    folds = [Segments(loaded, [name], frontend) for name in ("train", "valid", "test")]
+    assert folds[0].recording_names == folds[1].recording_names == folds[2].recording_names
+    for fold in folds:
+        reliance = [loaded.statistics[r].reliance(180.0) for r in fold.recordings]
+        np.testing.assert_allclose(fold.reliance, reliance)
 
 
 def test_a_crop_is_a_piece_of_the_whole(segments):
@@ -63,6 +84,7 @@ def test_a_subset_keeps_those_segments(loaded, frontend):
     few = whole.take(np.array([4, 1, 3])).take(np.array([0, 1]))
     np.testing.assert_array_equal(few.labels, whole.labels[[4, 1]])
     np.testing.assert_array_equal(few.steps(0), whole.steps(4))
+    np.testing.assert_array_equal(few.recording, whole.recording[[4, 1]])
     assert few.whole is whole and few.positions.tolist() == [4, 1]
 
 

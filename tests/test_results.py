@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jax_emossl import __version__, results
+from jax_emossl.arms import ARMS
 from jax_emossl.errors import UserError
 
 ROW = {"corpus", "synthetic", "arm", "num_labels", "seed", "fold", "step", "selection", "metrics", "undefined"}
@@ -30,7 +31,7 @@ def test_results_have_the_documented_form(run, request, demo_corpus):
         compared = {"variant", "folds", "budget"} | ({"predictions", "classes"} if row["arm"] != "constant" else set())
         assert set(row) == ROW | (compared if run == "comparison" else set())
         assert row["corpus"] == "demo" and row["synthetic"] is True
-        assert row["arm"] in results.ARMS
+        assert row["arm"] in {*ARMS, "pretrain"}
         assert type(row["num_labels"]) is int and type(row["seed"]) is int and row["fold"] in ("train", "valid", "test")
         if row["arm"] == "constant":
             assert row["step"] is None and row["selection"] is None
@@ -105,6 +106,11 @@ def test_all_that_a_report_needs_must_be_there(name, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"runs": [damaged], "config": {}, "version": "1"}))
     with contextlib.nullcontext() if name is None else pytest.raises(UserError, match="results.json .*: run the experiment anew"):
         results.read(tmp_path / "results.json")
+
+
+def test_an_arm_may_have_any_name(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"runs": [CELL | {"arm": "toy"}], "config": {}, "version": "1"}))
+    assert results.read(tmp_path / "results.json")["runs"][0]["arm"] == "toy"
 
 
 def test_the_table_shows_every_row_with_the_metrics_there_are(finetuning):

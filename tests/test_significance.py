@@ -83,6 +83,12 @@ def test_runs_on_other_recordings_are_not_paired():
         one.difference(two)
 
 
+def test_a_recording_is_tested_once():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="a recording must be tested in one rotation only"):
+        Runs({(rotation, 0): category_run(rng, name="r") for rotation in ("a", "b")}, category_metrics(CLASSES)["uar"])
+
+
 def test_a_clear_difference_in_nine_recordings_has_the_smallest_possible_p():
     rng = np.random.default_rng(4)
     good, poor = ({("", 0): category_run(rng, recordings=9, segments=60, skill=skill)} for skill in (3.0, 0.0))
@@ -144,6 +150,10 @@ def test_the_interval_is_expanded_for_few_recordings_and_undefined_for_one():
 )
 def test_label_efficiency_reads_the_baselines_curve(value, expected):
     assert label_efficiency([30, 120, 480], [0.5, 0.7, 0.8], value) == (None if expected is None else pytest.approx(expected))
+
+
+def test_label_efficiency_is_the_fewest_labels_of_a_level_curve():
+    assert label_efficiency([30, 60, 120, 480], [0.5, 0.7, 0.6, 0.8], 0.7) == pytest.approx(60)
 
 
 def test_label_efficiency_takes_errors_too():

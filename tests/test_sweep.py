@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax_emossl.sweep import Member, fit_members, members_at_once, predict_members
+from jax_emossl.train import fit
 
 from jax_emossl import preemption, sweep
 from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.experiment import build
 from jax_emossl.predict import predict
-from jax_emossl.sweep import Member, fit_members, members_at_once, predict_members
-from jax_emossl.train import fit
 
 # (seed, labels, learning rate, strategy, pretrained)
 GRID = [

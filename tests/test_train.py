@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import same
+from jax_emossl.train import fit
 
 from jax_emossl import checkpoint, mesh, workdir
 from jax_emossl.data.indices import Sampler
@@ -12,7 +13,6 @@ from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.logs import Scalars
 from jax_emossl.tasks import train as task
-from jax_emossl.train import fit
 
 
 class Recorder:

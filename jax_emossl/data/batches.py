@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +16,18 @@ from jax_emossl.data.prepared import Corpus
 Batch = dict[str, np.ndarray]
 
 
+class Recordings(NamedTuple):
+    """Which recording each of S segments is of, among the R of a corpus.
+
+    Attributes:
+      place: (S,) of the segment's recording.
+      reliance: (R,) weight in [0, 1] of every recording's own statistics against the training fold's.
+    """
+
+    place: Int[np.ndarray, "s"]
+    reliance: Float[np.ndarray, "r"]
+
+
 class Segments:
     """The segments of one or more folds, seen through a frontend.
 
@@ -22,8 +35,7 @@ class Segments:
       lengths: (S,) model steps of every segment.
       labels: (S, E) intensities.
       recordings: (S,) recording ids.
-      recording: (S,) their places among `recording_names`, all recordings of the corpus.
-      reliance: (S,) weight in [0, 1] of the recording's own statistics against the training fold's.
+      by_recording: the same as places among all recordings of the corpus, in sorted order.
       whole: the segments of which these were taken, or themselves.
       positions: (S,) their places there.
     """
@@ -38,22 +50,25 @@ class Segments:
         width = max(part.labels.shape[1] for part in parts)
         self.labels = np.concatenate([part.labels if part.labels.shape[1] else np.zeros((len(part), width), np.float32) for part in parts])
         self.lengths = frontend.num_steps(self._count)
-        self.recording_names = sorted(corpus.statistics)
+        names = sorted(corpus.statistics)
         self.recordings = np.array([r for part in parts for r in part.recordings], str)
-        self.recording = np.searchsorted(self.recording_names, self.recordings).astype(np.int32)
-        reliance = np.array([corpus.statistics[r].reliance(frontend.prior) for r in self.recording_names])
-        self.reliance = reliance[self.recording]
-        self._scaling = {r: frontend.location_and_scale(corpus.statistics[self.recording_names[r]]) for r in np.unique(self.recording)}
+        self._recording = np.searchsorted(names, self.recordings).astype(np.int32)
+        self._reliance = np.array([corpus.statistics[r].reliance(frontend.prior) for r in names], np.float32)
+        self._scaling = {r: frontend.location_and_scale(corpus.statistics[names[r]]) for r in np.unique(self._recording)}
         self.whole = self
         self.positions = np.arange(len(self))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def by_recording(self) -> Recordings:
+        return Recordings(self._recording, self._reliance)
+
     def take(self, positions: Int[np.ndarray, "n"]) -> Segments:
         """Some of the segments, in the order of `positions`."""
         segments = copy.copy(self)
-        for name in ("_part", "_first", "_count", "recordings", "recording", "labels", "lengths", "reliance", "positions"):
+        for name in ("_part", "_first", "_count", "recordings", "_recording", "labels", "lengths", "positions"):
             setattr(segments, name, getattr(self, name)[positions])
         return segments
 
@@ -63,7 +78,7 @@ class Segments:
         stop = self._count[segment] if length is None else min(self._count[segment], (start + length) * per_step)
         first = self._first[segment]
         frames = self._frames[self._part[segment]][first + start * per_step : first + stop]
-        return self._frontend(frames, *self._scaling[self.recording[segment]])
+        return self._frontend(frames, *self._scaling[self._recording[segment]])
 
     def gather(self, selection: Selection) -> Batch:
         """The batch of a selection: features (B, T, D) and all that `gather_all_but_features` gives."""
@@ -81,7 +96,7 @@ class Segments:
             "labels": self.labels[segments],
             "weight": selection.weight,
             "segment": segments.astype(np.int32),
-            "recording": self.recording[segments],
+            "recording": self._recording[segments],
         }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from jax_emossl.data.batches import Recordings
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
@@ -49,6 +50,10 @@ class Objective(Protocol):
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
         """Outputs per row, independent of the other rows and of padding."""
 
+    def finish(self, variables: Variables, outputs: Outputs, recordings: Recordings) -> Outputs:
+        """Outputs of a fold's segments from `predict`'s, where its recordings have something in common."""
+        return outputs
+
     def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: Any) -> Report:
         """Metrics over a whole fold; `<metric>_of_constant` is what ignoring the features reaches, where outputs alone tell that."""
 
@@ -60,8 +65,7 @@ class Objective(Protocol):
 class LabelledObjective(Objective, Protocol):
     """An objective that answers about emotions, from one score per class.
 
-    Its constants are the standards of the encoder's pooled representation (see `representation.standards`), one row per
-    recording of the corpus; its outputs hold `scores` (B, C).
+    Its outputs hold `scores` (S, C) once they are finished.
 
     Attributes:
       classes: what scores stand for.
@@ -71,6 +75,9 @@ class LabelledObjective(Objective, Protocol):
     classes: tuple[str, ...]
     head: str
     labelled: bool = True
+
+    def constants(self, outputs: Outputs, recordings: Recordings) -> Params:
+        """What the loss needs of the encoder as it is, from `predict`'s outputs of some training segments."""
 
     def target(self, labels: np.ndarray) -> np.ndarray:
         """What scores are compared with."""

@@ -13,7 +13,8 @@ import optax
 from jaxtyping import Array, Float, Int
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from jax_emossl import metrics
+from jax_emossl import metrics, standards
+from jax_emossl.data.batches import Recordings
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
@@ -57,8 +58,13 @@ class _Model(nn.Module):
         self.head = SegmentHead(self.outputs, self.dropout)
 
     def __call__(self, features, num_steps, location, scale, deterministic):
-        pooled = self.encoder(features, num_steps, None, deterministic).pooled()
-        return self.head((pooled - location) / scale, deterministic)
+        return self.head((self.pool(features, num_steps, deterministic) - location) / scale, deterministic)
+
+    def pool(self, features, num_steps, deterministic):
+        return self.encoder(features, num_steps, None, deterministic).pooled()
+
+    def read(self, standardised):
+        return self.head(standardised)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +72,8 @@ class _Emotion(LabelledObjective):
     """What both heads share.
 
     The head reads the encoder's pooled representation less the location of its recording, over its scale. These standards are
-    constants, those of the encoder as it was when training began, in training and in prediction alike. Speakers then differ
-    less, and one learning rate suits every encoder.
+    those of the encoder as it was at the last evaluation, in training and in prediction alike. Speakers then differ less, and one
+    learning rate suits every encoder.
     """
 
     encoder: nn.Module
@@ -80,21 +86,27 @@ class _Emotion(LabelledObjective):
         return self._model.init(key, example["features"], example["num_steps"], 0.0, 1.0, True)["params"]
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
-        scores, weight = self._scores(variables, batch, key), batch["weight"]
+        location, scale = (variables["constants"]["recordings"][name][batch["recording"]] for name in ("location", "scale"))
+        inputs = batch["features"], batch["num_steps"], location, scale
+        scores = self._model.apply({"params": variables["params"]}, *inputs, False, rngs={"dropout": key})
+        weight = batch["weight"]
         return jnp.sum(weight * self._row_loss(scores, batch["labels"])), weight.sum(), {}
 
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
-        return {"scores": self._scores(variables, batch)}
+        inputs = batch["features"], batch["num_steps"]
+        return {"pooled": self._model.apply({"params": variables["params"]}, *inputs, True, method=_Model.pool)}
+
+    def constants(self, outputs: Outputs, recordings: Recordings) -> Params:
+        overall = standards.overall(outputs["pooled"])
+        return {"overall": overall, "recordings": standards.of_recordings(outputs["pooled"], recordings, overall)}
+
+    def finish(self, variables: Variables, outputs: Outputs, recordings: Recordings) -> Outputs:
+        inputs = standards.standardised(outputs["pooled"], recordings, variables["constants"]["overall"])
+        return {"scores": self._model.apply({"params": variables["params"]}, inputs, method=_Model.read)}
 
     @property
     def _model(self) -> _Model:
         return _Model(self.encoder, len(self.classes), self.dropout)
-
-    def _scores(self, variables: Variables, batch: Batch, dropout: jax.Array | None = None) -> Float[Array, "b c"]:
-        location, scale = (variables["constants"][name][batch["recording"]] for name in ("location", "scale"))
-        rngs = None if dropout is None else {"dropout": dropout}
-        params = {"params": variables["params"]}
-        return self._model.apply(params, batch["features"], batch["num_steps"], location, scale, dropout is None, rngs=rngs)
 
     def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
         raise NotImplementedError

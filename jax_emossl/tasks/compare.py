@@ -153,11 +153,11 @@ def _illustrate(study: Study, plan: _Plan) -> None:
     pretraining = build(configs.part(plan.config, "pretrain"), experiment.corpus, experiment.frontend)
     middle = np.argsort(valid.lengths, kind="stable")[[len(valid) // 4, len(valid) // 2, 3 * len(valid) // 4]]
     batch = valid.gather(Selection(middle, np.zeros(3, int), np.ones(3, np.float32), int(valid.lengths[middle].max())))
-    pictures = pretraining.objective.illustrate({"params": checkpoint.load_best(plan.folder).params, "constants": {}}, batch)
+    pictures = pretraining.objective.illustrate(checkpoint.load_best(plan.folder).variables, batch)
     frontend, fold, seed = experiment.frontend, plan.config.compare.fold, plan.config.seed
     results.keep_predictions(
         plan.out, Path("illustration"), **pictures,
         features=batch["features"], num_steps=batch["num_steps"], stack=frontend.stack, hop=frontend.frame_seconds * frontend.pool,
-        before=study.standardised(("random",), seed)[fold], after=study.standardised(("pretrained",), seed)[fold],
+        before=study.vectors("random", seed)[fold], after=study.vectors("pretrained", seed)[fold],
         emotion=np.array(category_names(own.labels, experiment.corpus.emotions)), recording=own.recordings,
     )  # fmt: skip

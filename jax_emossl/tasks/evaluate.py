@@ -28,7 +28,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     _check(card, experiment, source)
     best = checkpoint.load_best(source)
     preemption.stop_if_requested()
-    experiment = dataclasses.replace(experiment, encoder=best.params["encoder"] if pretrained else None)  # names the arm
+    experiment = dataclasses.replace(experiment, encoder=best.variables["params"]["encoder"] if pretrained else None)  # names the arm
     fitted, outputs, segments = _predicted(experiment, best, config.fold)
     rows = evaluation.rows(experiment, fitted, config.fold, outputs[config.fold], segments[config.fold].labels, card.num_labels)
     preemption.stop_if_requested()
@@ -41,13 +41,11 @@ def _predicted(experiment: Experiment, best: checkpoint.Best, fold: str):
     """The run as it was fitted, calibrated on this corpus's validation fold; outputs and segments of that and of `fold`."""
     objective = experiment.objective
     segments = {name: experiment.segments(name) for name in dict.fromkeys(("valid", fold))}
-    constants = experiment.constants(best.kept, segments) if objective.labelled else {}
-    variables = {"params": best.params, "constants": constants}
-    outputs = {name: predict(objective, [variables], [own], *experiment.sizes)[0] for name, own in segments.items()}
+    outputs = {name: predict(objective, [best.variables], [own], *experiment.sizes)[0] for name, own in segments.items()}
     labels = segments["valid"].labels
     calibration = objective.calibrate(outputs["valid"], labels) if objective.labelled else None
     report, _ = objective.evaluate(outputs["valid"], labels, calibration)  # other labels may not define the metric
-    return Fitted(best.params, best.step, report[objective.selection], calibration, ""), outputs, segments
+    return Fitted(best.variables, best.step, report[objective.selection], calibration, ""), outputs, segments
 
 
 def _check(card: Card, experiment: Experiment, source: Path) -> None:

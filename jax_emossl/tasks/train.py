@@ -27,12 +27,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     card = experiment.card()
     card.save(workdir)
     train, valid = experiment.training_segments(), experiment.segments("valid")
-    variables, kept = experiment.start()
+    member = experiment.member(train, valid, experiment.segments("train"))
     checkpoints = Checkpoints(workdir, experiment.objective.selection)
     try:
         (fitted,) = fit(
-            experiment.objective, [experiment.member(train, valid, variables)], config,
-            checkpoints=checkpoints, kept=kept, scalars=lambda step: Scalars(workdir, step), description=experiment.arm,
+            experiment.objective, [member], config,
+            checkpoints=checkpoints, scalars=lambda step: Scalars(workdir, step), description=experiment.arm,
         )  # fmt: skip
         if fitted.diverged:
             newest = checkpoints.newest()
@@ -43,10 +43,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     finally:
         checkpoints.close()
     dataclasses.replace(card, calibration=fitted.calibration).save(workdir)
-    rows, variables = [], {**variables, "params": fitted.params}
+    rows = []
     for fold in ("valid", "test"):
         segments = experiment.segments(fold)
-        (outputs,) = predict(experiment.objective, [variables], [segments], *experiment.sizes)
+        (outputs,) = predict(experiment.objective, [fitted.variables], [segments], *experiment.sizes)
         rows += evaluation.rows(experiment, fitted, fold, outputs, segments.labels, card.num_labels)
     results.write(file, rows, config)
     print(evaluation.summary(experiment, rows, valid))

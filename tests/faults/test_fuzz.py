@@ -366,7 +366,7 @@ def test_nothing_is_unpickled(name, reads, folder, tmp_path):
 def check_results(table):
     assert isinstance(table["config"], dict) and isinstance(table["version"], str)
     for row in table["runs"]:
-        assert row["arm"] in results.ARMS and isinstance(row["fold"], str) and isinstance(row["metrics"], dict)
+        assert isinstance(row["arm"], str) and isinstance(row["fold"], str) and isinstance(row["metrics"], dict)
     if table["runs"]:
         assert isinstance(results.table(table["runs"]), str)
 

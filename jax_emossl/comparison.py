@@ -1,0 +1,215 @@
+"""What a comparison has measured: its rows and predictions, checked, and the estimates that tables and figures ask for."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jax_emossl import results, significance
+from jax_emossl.arms import ARMS
+from jax_emossl.errors import UserError
+from jax_emossl.metrics import LOWER_IS_BETTER, UNSEEN
+from jax_emossl.significance import Estimate, Metric, Runs, Scored
+
+_MOST_UNSEEN = 1000  # classes that training does not know; labels never have as many
+
+
+class Comparison:
+    """The results.json of a comparison and the predictions beside it. A budget is a label count asked for, 0 for all labels.
+
+    Attributes:
+      rows: the rows of all arms but the constant predictor, whose rows are `constants`.
+      corpus: its name, marked if it is synthetic.
+      fold: "test" or "validation", the fold that was scored; the first variant scores so many `recordings` of it.
+      transductive: whether recordings were normalised with their own frames, the scored ones too.
+      category: whether categories were predicted, not intensities.
+      metrics: all by name; `headline` names those that come first.
+
+    Raises:
+      UserError: the results are those of another task, not comparable or none yet, or predictions are missing or damaged.
+    """
+
+    def __init__(self, out: Path):
+        self.out, self.file = out, out / results.RESULTS_FILE
+        table = results.read(self.file)
+        cells = [row for row in table["runs"] if "budget" in row]
+        if not cells:
+            raise UserError(
+                f"{out} holds no comparison: give the workdir of a run of experiments/label_fraction.py or configs/quickstart.py."
+            )
+        for row in cells:
+            if row["arm"] not in ARMS:
+                raise UserError(f"{self.file} has rows of the arm '{row['arm']}', which is none of {', '.join(ARMS)}: add it to arms.ARMS.")
+        self.constants = [row for row in cells if ARMS[row["arm"]].mechanism == "constant"]
+        self.rows = [row for row in cells if ARMS[row["arm"]].mechanism != "constant"]
+        if not self.rows:
+            raise UserError(f"{self.file} has no finished cell yet: run its command again to go on.")
+        _check_alike(self.file, self.rows)
+        first = self.rows[0]
+        self.version, self.command = table["version"], table.get("command", "")
+        self.synthetic = first["synthetic"]
+        self.corpus = first["corpus"] + (" (SYNTHETIC)" if self.synthetic else "")
+        self.fold = {"valid": "validation"}.get(first["fold"], first["fold"])
+        self.transductive = _prior(self.file, table["config"]) < math.inf
+        self.category = "uar" in first["metrics"]
+        self.classes = tuple(first["classes"])
+        self.headline = ["uar", "f1_macro", "accuracy"] if self.category else ["auroc", "mae", "accuracy4"]
+        self.variants = list(dict.fromkeys(row["variant"] for row in self.rows))
+        self.rotations = list(dict.fromkeys(row["folds"] for row in self.rows))
+        self.seeds = sorted({row["seed"] for row in self.rows})
+        self._scored = self._load()
+        self.recordings = [self._tested_once(variant) for variant in self.variants][0]
+        self.metrics = self._metrics()
+        self.runs = functools.cache(self._runs)
+
+    @property
+    def source(self) -> str:
+        """One line under every table and figure."""
+        rotations = f"{len(self.rotations)} rotations of the folds" if len(self.rotations) > 1 else "one set of folds"
+        seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+        return f"Corpus {self.corpus}, {self.fold} fold, {rotations}, {seeds}; jax_emossl {self.version}; {self.command}"
+
+    @property
+    def emotion_metrics(self) -> list[str]:
+        """The metric of each emotion: recall, or mean absolute error."""
+        return [name for name in self.metrics if name.startswith("recall of " if self.category else "mae of ")]
+
+    def arms(self, variant: str) -> list[str]:
+        """Arms that have rows, in the order of the registry, without the constant predictor."""
+        present = {row["arm"] for row in self.rows if row["variant"] == variant}
+        return [arm for arm in ARMS if arm in present]
+
+    def baselines(self, variant: str) -> list[str]:
+        """Arms that `pretrained` is to be compared with."""
+        arms = self.arms(variant)
+        return [arm for arm in arms if ARMS[arm].baseline] if "pretrained" in arms else []
+
+    def budgets(self, variant: str, *arms: str) -> list[float]:
+        """Budgets that all these arms have, or without arms those that any has, from few labels to many."""
+        have = [
+            {row["budget"] for row in self.rows if (row["variant"], row["arm"]) == (variant, arm)} for arm in arms or self.arms(variant)
+        ]
+        return sorted(set.intersection(*have) if arms else set.union(*have), key=self.labels)
+
+    def labels(self, budget: float) -> float:
+        """Labelled segments behind a budget, mean over rotations."""
+        return float(np.mean([row["num_labels"] for row in self.rows if row["budget"] == budget]))
+
+    def budget_name(self, budget: float) -> str:
+        if budget == 0:
+            return f"all ({self.labels(0):.0f})"
+        return f"{budget:.2g} ({self.labels(budget):.0f})" if budget < 1 else f"{budget:g}"
+
+    def estimate(self, variant: str, arm: str, budget: float, metric: str) -> Estimate:
+        return self.runs(variant, arm, budget, metric).estimate()
+
+    def difference(self, variant: str, arm: str, other: str, budget: float, metric: str) -> Estimate | None:
+        """None where the arms do not (yet) have the same rotations and seeds."""
+        one, two = (self.runs(variant, name, budget, metric) for name in (arm, other))
+        return one.difference(two) if (one.rotations, one.seeds) == (two.rotations, two.seeds) else None
+
+    def labels_needed(self, variant: str, arm: str, other: str, budget: float, metric: str) -> float | None:
+        """Labels with which `other` reaches what `arm` reaches at a budget, as `significance.label_efficiency` reckons."""
+        budgets = self.budgets(variant, arm, other)
+        curve = [self.runs(variant, other, own, metric).value for own in budgets]
+        reached = self.runs(variant, arm, budget, metric).value
+        return significance.label_efficiency([self.labels(own) for own in budgets], curve, reached, metric in LOWER_IS_BETTER)
+
+    def constant(self, metric: str) -> float | None:
+        """What the best constant reaches, mean over rotations."""
+        values = [row["metrics"].get(metric) for row in self.constants if row["variant"] == self.variants[0]]
+        return float(np.mean(values)) if values and None not in values else None
+
+    def confusion(self, variant: str, arm: str, budget: float) -> np.ndarray:
+        """(C, C): sum of the confusion matrices over rotations and seeds, true classes, those that training knows, in rows."""
+        runs, size = self.runs(variant, arm, budget, "uar"), len(self.classes)
+        return sum(sums.sum((0, 1)) for sums in runs.sums(runs.all_once)).reshape(-1, size)[:size]
+
+    def illustration(self) -> dict[str, np.ndarray] | None:
+        """Reconstructions and embeddings, where the run has left them."""
+        file = self.out / results.ILLUSTRATION
+        return results.load_arrays(file) if file.exists() else None
+
+    def _runs(self, variant: str, arm: str, budget: float, metric: str) -> Runs:
+        """The runs of one arm at one budget, of the seeds that every rotation has by now; `runs` keeps them."""
+        own = [row for row in self.rows if (row["variant"], row["arm"], row["budget"]) == (variant, arm, budget)]
+        seeds = set.intersection(*({r["seed"] for r in own if r["folds"] == rotation} for rotation in {r["folds"] for r in own}))
+        if not seeds:
+            raise UserError(f"{self.file}: the rotations of {arm} with {budget:g} labels have no seed in common: run its command again.")
+        return Runs({(r["folds"], r["seed"]): self._scored[r["predictions"]] for r in own if r["seed"] in seeds}, self.metrics[metric])
+
+    def _load(self) -> dict[str, Scored]:
+        """All predictions by their path; those of one rotation must be of the same segments."""
+        loaded, firsts = {}, {}
+        for row in self.rows:
+            file = self.out / row["predictions"]
+            own = loaded[row["predictions"]] = _read_scored(file, len(self.classes), self.category)
+            first = firsts.setdefault((row["variant"], row["folds"]), own)
+            if not (np.array_equal(own.recordings, first.recordings) and np.array_equal(own.target, first.target)):
+                raise UserError(
+                    f"{file} is of other segments than the predictions before it: "
+                    "the corpus has changed meanwhile, so run the experiment anew in another --workdir."
+                )
+        return loaded
+
+    def _tested_once(self, variant: str) -> int:
+        """How many recordings a variant has tested; one that two rotations test would count as two."""
+        files = {row["folds"]: row["predictions"] for row in self.rows if row["variant"] == variant}
+        tested: dict[str, str] = {}
+        for rotation, file in files.items():
+            for name in np.unique(self._scored[file].recordings):
+                if name in tested:
+                    raise UserError(
+                        f"{self.file}: the rotations '{tested[name]}' and '{rotation}' both test the recording '{name}', "
+                        "which may be tested once: correct the folds and run the experiment in another --workdir."
+                    )
+                tested[name] = rotation
+        return len(tested)
+
+    def _metrics(self) -> dict[str, Metric]:
+        if not self.category:
+            return significance.intensity_metrics(self.classes)
+        targets = np.unique(np.concatenate([own.target for own in self._scored.values()]))
+        return significance.category_metrics(self.classes, targets[targets <= UNSEEN])
+
+
+def _check_alike(file: Path, rows: Sequence[dict]) -> None:
+    """Only segments of one corpus and fold, told apart into the same classes, can be judged together."""
+    for row, name in itertools.product(rows, ("corpus", "fold", "classes")):
+        if row[name] != rows[0][name]:
+            one, two = (f"rotation {r['folds']!r} (variant {r['variant']!r}) has {r[name]!r}" for r in (rows[0], row))
+            raise UserError(f"{file}: the {name} of its rows differ, {one}, {two}: give each a --workdir of its own.")
+
+
+def _prior(file: Path, config: dict) -> float:
+    """The prior of the normalisation in seconds, infinite where no recording's own frames are used."""
+    try:
+        return float(config["data"]["norm_prior"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{file} has no number as config.data.norm_prior: run the experiment anew.") from error
+
+
+def _read_scored(file: Path, size: int, category: bool) -> Scored:
+    """The predictions of one row for `size` classes or emotions."""
+    arrays = results.load_arrays(file)
+    try:
+        scored = Scored(*(arrays[name] for name in ("scores", "target", "recordings")))
+    except KeyError as error:
+        raise UserError(f"{file} lacks {error}: run the experiment anew.") from error
+    segments = scored.recordings.shape
+    fits = (
+        len(segments) == 1
+        and segments > (0,)
+        and scored.scores.shape == (*segments, size)
+        and scored.target.shape == (segments if category else (*segments, size))
+        and "".join(array.dtype.kind for array in (scored.scores, scored.target, scored.recordings)) == ("fiU" if category else "ffU")
+        and (not category or UNSEEN - _MOST_UNSEEN < scored.target.min() <= scored.target.max() < size)
+    )
+    if not fits:
+        raise UserError(f"{file} does not fit results.json: run the experiment anew.")
+    return scored

@@ -1,0 +1,103 @@
+import types
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pytest
+
+from jax_emossl import linear
+from jax_emossl.objectives import emotion
+from jax_emossl.study import Cell
+
+EMOTIONS = ("happy", "sad", "anger")
+
+
+def make(head):
+    config = ml_collections.ConfigDict({"head": head, "loss": "huber", "dropout": 0.3, "selection": ""})
+    labels = np.concatenate([3 * np.eye(3), np.zeros((1, 3))]).astype(np.float32)
+    corpus = types.SimpleNamespace(emotions=EMOTIONS, fold={"train": types.SimpleNamespace(labels=labels)}.__getitem__)
+    return emotion.make(config, None, None, corpus)
+
+
+@pytest.fixture(params=["category", "intensity"])
+def objective(request):
+    return make(request.param)
+
+
+def separable(rng, count):
+    """Vectors that tell the labels, with three that tell nothing."""
+    labels = np.eye(3, dtype=np.float32)[rng.choice(3, count)] * 3
+    return np.concatenate([labels, rng.normal(size=(count, 3))], 1).astype(np.float32), labels
+
+
+def test_what_can_be_told_linearly_is_told(objective):
+    rng = np.random.default_rng(0)
+    weights, bias, _, value, calibration = linear.fit(objective, separable(rng, 200), separable(rng, 100))
+    vectors, labels = separable(rng, 50)
+    report, _ = objective.evaluate({"scores": vectors @ weights + bias}, labels, calibration)
+    assert report[objective.selection] > 0.99 and value > 0.99
+
+
+def test_regularisation_is_chosen_on_validation(objective, monkeypatch):
+    rng = np.random.default_rng(1)
+    train = (rng.normal(size=(40, 30)).astype(np.float32), separable(rng, 40)[1])
+    valid = (rng.normal(size=(60, 30)).astype(np.float32), separable(rng, 60)[1])
+    _, _, strength, value, _ = linear.fit(objective, train, valid)
+    values = {}
+    for one in linear._STRENGTHS:
+        monkeypatch.setattr(linear, "_STRENGTHS", (one,))
+        values[one] = linear.fit(objective, train, valid)[3]
+    assert value == values[strength] == max(values.values())
+
+
+@pytest.mark.parametrize("known", [1, 2])
+def test_classes_without_a_label_are_never_answered(known):
+    objective, rng = make("category"), np.random.default_rng(2)
+    vectors, labels = separable(rng, 120)
+    few = labels[:, :known].any(1)
+    weights, bias, *_ = linear.fit(objective, (vectors[few], labels[few]), (vectors, labels))
+    scores = vectors @ weights + bias
+    assert {objective.classes[i] for i in scores.argmax(1)} <= set(EMOTIONS[:known])
+    report, _ = objective.evaluate({"scores": scores[few]}, labels[few], None)
+    assert report["accuracy"] > 0.99
+
+
+class Study:
+    """Takes the place of a comparison: vectors of two sources, the random one's by seed."""
+
+    def __init__(self):
+        rng = np.random.default_rng(3)
+        self.made = {fold: separable(rng, 60) for fold in ("train", "valid", "test")}
+        self.segments = {fold: types.SimpleNamespace(labels=labels) for fold, (_, labels) in self.made.items()}
+        self.experiment = types.SimpleNamespace(objective=make("intensity"))  # the quicker
+        self.config = types.SimpleNamespace(compare=types.SimpleNamespace(fold="test"))
+        self.asked = []
+
+    def positions(self, cell):
+        rng = np.random.default_rng(cell.seed)
+        return rng.permutation(60)[: int(cell.budget) or 60]
+
+    def standardised(self, reads, seed):
+        self.asked.append((reads, seed))
+        noise = np.random.default_rng(seed if "random" in reads else 0)
+        return {fold: vectors + 0.1 * noise.normal(size=vectors.shape) for fold, (vectors, _) in self.made.items()}
+
+
+def test_cells_that_differ_in_nothing_that_matters_are_read_out_once():
+    study = Study()
+    cells = [Cell(arm, budget, seed) for arm in ("frozen", "random") for budget in (20, 0) for seed in (0, 1)]
+    answers = [pair for pairs in linear.answers(study, cells, Path("nowhere"), "") for pair in pairs]
+    assert [cell for cell, _ in answers] == cells
+    # With all labels the seed does not matter to a pretrained encoder; a random one is another for every seed.
+    assert [reads[0] for reads, _ in study.asked] == ["pretrained"] * 3 + ["random"] * 4
+    assert answers[2][1] is answers[3][1] and answers[6][1] is not answers[7][1]
+
+
+def test_an_answer_scores_the_reported_fold_and_says_what_validation_chose():
+    study, cell = Study(), Cell("frozen", 0, 0)
+    objective, answer = study.experiment.objective, linear.answer(study, cell, ("pretrained",))
+    assert answer.scores.shape == (60, len(objective.classes)) and answer.step is None
+    assert answer.details == {"strategy": "linear", "regularisation": answer.details["regularisation"]}
+    assert answer.details["regularisation"] in linear._STRENGTHS
+    report, _ = objective.evaluate({"scores": answer.scores}, study.segments["test"].labels, answer.calibration)
+    assert report[objective.selection] > 0.9 and answer.value > 0.9

@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_emossl.encoders import Encoded
+from jax_emossl.encoders.transformer import Transformer, locality, rotate
+
+ENCODER = Transformer(width=16, layers=2, heads=2)
+NUM_STEPS = np.array([12, 5, 1, 8])
+VALID = np.arange(12) < NUM_STEPS[:, None]
+
+
+@pytest.fixture(scope="module")
+def features():
+    return np.random.default_rng(0).normal(size=(4, 12, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def params(features):
+    return ENCODER.init(jax.random.key(0), features, NUM_STEPS)
+
+
+@jax.jit
+def encode(params, features, num_steps, masked=None):
+    return jnp.stack(ENCODER.apply(params, features, num_steps, masked).layers)
+
+
+def test_encoder_returns_the_projection_and_every_layer(features, params):
+    encoded = jax.jit(ENCODER.apply)(params, features, NUM_STEPS)
+    assert jnp.stack(encoded.layers).shape == (3, 4, 12, 16)
+    np.testing.assert_array_equal(encoded.num_steps, NUM_STEPS)
+    assert encoded.summary is None
+
+
+def test_padding_never_changes_an_encoding(features, params):
+    padding = np.where(VALID[..., None], features, 1e3)
+    longer = np.pad(features, ((0, 0), (0, 7), (0, 0)), constant_values=-50.0)
+    expected = np.asarray(encode(params, features, NUM_STEPS))[:, VALID]
+    np.testing.assert_allclose(np.asarray(encode(params, padding, NUM_STEPS))[:, VALID], expected, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(encode(params, longer, NUM_STEPS))[:, :, :12][:, VALID], expected, atol=1e-5)
+
+
+def test_the_other_rows_never_change_an_encoding(features, params):
+    together = np.asarray(encode(params, features, NUM_STEPS))
+    for row in range(4):
+        alone = np.asarray(encode(params, features[row : row + 1], NUM_STEPS[row : row + 1]))
+        np.testing.assert_allclose(alone[:, 0, VALID[row]], together[:, row, VALID[row]], atol=1e-5)
+
+
+def test_masked_steps_cannot_leak_into_the_encoder(features, params):
+    masked = np.random.default_rng(1).random((4, 12)) < 0.5
+    poisoned = np.where(masked[..., None], np.nan, features)
+    encoded = np.asarray(encode(params, features, NUM_STEPS, masked))
+    np.testing.assert_array_equal(np.asarray(encode(params, poisoned, NUM_STEPS, masked)), encoded)
+    assert not np.allclose(encoded, encode(params, features, NUM_STEPS))
+
+
+def test_every_visible_valid_step_reaches_the_outputs(features, params):
+    masked = np.random.default_rng(1).random((4, 12)) < 0.5
+
+    def total(features):
+        return jnp.sum(jnp.where(VALID[..., None], encode(params, features, NUM_STEPS, masked)[-1], 0) ** 2)
+
+    reached = np.abs(jax.grad(total)(features)).max(-1) > 0
+    np.testing.assert_array_equal(reached, VALID & ~masked)
+
+
+def test_encoder_hears_the_order_of_steps(features, params):
+    pooled = [Encoded(tuple(encode(params, x, NUM_STEPS[:1])), NUM_STEPS[:1]).pooled() for x in (features[:1], features[:1, ::-1])]
+    forward, backward = pooled
+    assert np.abs(forward - backward).max() > 1e-3
+
+
+def test_rotary_positions_are_relative():
+    query, key = (jax.random.normal(jax.random.key(i), (8,)) for i in (0, 1))
+    score = jnp.einsum("qk,sk->qs", *(rotate(jnp.tile(x, (1, 10, 1, 1)))[0, :, 0] for x in (query, key)))
+    for distance in (-3, 0, 4):
+        np.testing.assert_allclose(np.diagonal(score, distance), score[5, 5 + distance], atol=1e-5)
+    assert abs(score[5, 8] - score[5, 2]) > 1e-3
+
+
+def test_heads_lean_toward_near_steps_behind_or_ahead():
+    back, ahead, far_back, far_ahead = locality(9, 4)[:, 4]  # what the middle step hears
+    np.testing.assert_array_equal(back[:5], [-2, -1.5, -1, -0.5, 0])
+    assert (back[5:] < back[:4][::-1] - 3).all()  # the wrong way
+    np.testing.assert_array_equal(ahead, back[::-1])
+    np.testing.assert_array_equal(far_back[:5], back[:5] / 4)
+    np.testing.assert_array_equal(far_ahead, far_back[::-1])
+
+
+def test_dropout_acts_in_training_only(features, params):
+    encoder = Transformer(width=16, layers=2, heads=2, dropout=0.5)
+
+    @jax.jit
+    def trained(key):
+        return encoder.apply(params, features, NUM_STEPS, None, False, rngs={"dropout": key}).layers[-1]
+
+    assert not np.allclose(trained(jax.random.key(1)), trained(jax.random.key(2)))
+    np.testing.assert_allclose(encoder.apply(params, features, NUM_STEPS).layers[-1], encode(params, features, NUM_STEPS)[-1], atol=1e-5)
