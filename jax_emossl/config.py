@@ -17,7 +17,7 @@ from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora
 from jax_emossl.errors import UserError, notice
 
-_MOST, _ANY = 2**31 - 1, math.inf
+_MOST, _ANY = 2_000_000_000, math.inf
 # Of a number the smallest and the largest; of a text its choices, or the package whose files they are; of a tuple, for each in it.
 # Times are in seconds. The fields of an objective go by its name.
 _ALLOWED: dict[str, tuple | str] = {
@@ -30,7 +30,7 @@ _ALLOWED: dict[str, tuple | str] = {
     "compare.strategies": ("linear", "full", "probe-then-full"),
     "compare.seeds": (1, 10_000),
     "train.strategy": ("full", "probe", "probe-then-full"),
-    "train.batch_size": (1, 2**20),
+    "train.batch_size": (1, 1_000_000),
     "train.steps": (1, _MOST),
     "train.weight_decay": (0, 1e6),
     "train.clip_norm": (1e-9, _ANY),

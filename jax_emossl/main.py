@@ -27,7 +27,7 @@ from ml_collections import config_flags
 from jax_emossl import config as fields
 from jax_emossl import preemption
 from jax_emossl import workdir as workdirs
-from jax_emossl.errors import UserError
+from jax_emossl.errors import UserError, one_sentence
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with the corpus after a colon: configs/pretrain.py:nemo.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the command would read, train and write, and how long that takes; then stop.")
@@ -92,20 +92,16 @@ def _let_configs_import_one_another(argv: Sequence[str]) -> None:
     for name, value in zip(argv, [*argv[1:], ""], strict=True):
         flag, _, file = name.lstrip("-").partition("=")
         if flag == "config" and name.startswith("-"):
-            sys.path.insert(0, str(Path((file or value).split(":")[0]).absolute().parent.parent))
+            root = str(Path((file or value).split(":")[0]).absolute().parent.parent)
+            sys.path[:] = [root, *(path for path in sys.path if path != root)]
 
 
 def main() -> None:
     """Command line; exits with 2 and one sentence on a user's mistake."""
     logging.set_verbosity(logging.ERROR)
     try:
-        app.run(run, flags_parser=_parse)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(2)
+        with one_sentence():
+            app.run(run, flags_parser=_parse)
     except preemption.Preempted:
         print("Stopped on request: run the same command again to go on.", file=sys.stderr)
         sys.exit(preemption.EXIT_CODE)

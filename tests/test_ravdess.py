@@ -36,7 +36,9 @@ def test_every_segment_has_one_emotion_of_intensity_2_or_3_or_none(corpus):
 
 
 def test_its_rotations_test_every_actor_once(corpus):
-    found = corpora.rotations(pretrain.get_config("ravdess").data | {"folds": "rotations"})
+    data = pretrain.get_config("ravdess").data
+    data.folds = "rotations"
+    found = corpora.rotations(data)
     tested = [actor for _, folds in found for actor in json.loads(Path(folds).read_text())["test"]]
     assert len(found) == 3 and len(tested) == len(set(tested)) == 24
 
