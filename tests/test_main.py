@@ -381,7 +381,8 @@ def test_two_devices_give_what_one_gives(data, tmp_path, pretraining):
     one, two = ([row["metrics"]["loss"] for row in json.loads((f / "results.json").read_text())["runs"]] for f in (pretraining, tmp_path))
     np.testing.assert_allclose(one, two, rtol=1e-4)
     best = checkpoint.load_best(tmp_path)  # on the one device here
-    assert best.step == checkpoint.load_best(pretraining).step and isinstance(best.variables["params"]["encoder"]["mask_embedding"], np.ndarray)
+    assert best.step == checkpoint.load_best(pretraining).step
+    assert isinstance(best.variables["params"]["encoder"]["mask_embedding"], np.ndarray)
 
 
 def test_a_batch_that_two_devices_cannot_share_ends_with_one_sentence(data, tmp_path):
