@@ -42,29 +42,27 @@ def write(corpus: Corpus, folder: Path) -> None:
     end (seconds, float64). Examples are shuffled within a split, as TFDS does; recording and index identify them.
 
     Raises:
-      UserError: a package is missing, or TensorFlow cannot write.
+      UserError: TensorFlow cannot write.
     """
-    require()
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    spec = tfds.features.FeaturesDict(
-        {
-            "frames": tfds.features.Tensor(shape=(None, len(corpus.features)), dtype=np.float32),
-            "labels": tfds.features.Tensor(shape=(None,), dtype=np.float32),  # empty in train_unlabelled
-            "recording": tfds.features.Text(),
-            "index": tfds.features.Scalar(np.int64),
-            "start": tfds.features.Scalar(np.float64),
-            "end": tfds.features.Scalar(np.float64),
-        }
-    )
+    tensor, scalar = tfds.features.Tensor, tfds.features.Scalar
+    spec = {
+        "frames": tensor(shape=(None, len(corpus.features)), dtype=np.float32),
+        "labels": tensor(shape=(None,), dtype=np.float32),  # empty in train_unlabelled
+        "recording": tfds.features.Text(),
+        "index": scalar(np.int64),
+        "start": scalar(np.float64),
+        "end": scalar(np.float64),
+    }
     scratch = tempfile.mkdtemp(prefix=".tfds.", dir=folder.parent)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads
             builder = tfds.dataset_builders.store_as_tfds_dataset(
                 name=_dataset_name(corpus.name),
                 version=VERSION,
-                features=spec,
+                features=tfds.features.FeaturesDict(spec),
                 split_datasets={name: _examples(fold) for name, fold in corpus.folds.items() if len(fold)},
                 description=f"Segments of {corpus.name}; columns of labels: {', '.join(corpus.emotions)}.",
                 data_dir=scratch,
@@ -84,13 +82,7 @@ def _dataset_name(corpus: str) -> str:
 
 
 def _examples(fold: Fold) -> Iterator[tuple[str, dict]]:
-    for s, (recording, index) in enumerate(zip(fold.recordings, fold.indices, strict=True)):
-        example = {
-            "frames": fold.frames[fold.offsets[s] : fold.offsets[s + 1]],
-            "labels": fold.labels[s],
-            "recording": recording,
-            "index": index,
-            "start": fold.intervals[s, 0],
-            "end": fold.intervals[s, 1],
-        }
+    frames = np.split(fold.frames, fold.offsets[1:-1])
+    for x, labels, recording, index, (start, end) in zip(frames, fold.labels, fold.recordings, fold.indices, fold.intervals, strict=True):
+        example = {"frames": x, "labels": labels, "recording": recording, "index": index, "start": start, "end": end}
         yield f"{recording}[{index}]", example
