@@ -98,14 +98,12 @@ class _Builder:
     def _label_names(self, given: list[str]) -> list[str]:
         """Names of all columns of the labels."""
         path, (_, width) = self.labels.path, self.labels.shape(self.labels.ids[0])
-        names = given or self.labels.metadata.get("dimension names")
-        if not given and not _is_names(names, width):
-            if width != len(MOSEI_COLUMNS):
-                raise UserError(
-                    f"{path} does not name its {width} label columns: give --label-names "
-                    f"(data.label_names in a config), a comma-separated list of {width} names."
-                )
-            names = list(MOSEI_COLUMNS)
+        names = given or _names(self.labels, width) or (list(MOSEI_COLUMNS) if width == len(MOSEI_COLUMNS) else None)
+        if names is None:
+            raise UserError(
+                f"{path} does not name its {width} label columns: give --label-names "
+                f"(data.label_names in a config), a comma-separated list of {width} names."
+            )
         if len(names) != width or len(set(names)) != width:
             raise UserError(f"{path} has {width} label columns, so {width} different names are needed, not {', '.join(names)}.")
         return names
@@ -129,8 +127,8 @@ class _Builder:
         return usable, dimension
 
     def _feature_names(self) -> list[str]:
-        names = self.features.metadata.get("dimension names")
-        if _is_names(names, self.dimension) and len(set(names)) == self.dimension:
+        names = _names(self.features, self.dimension)
+        if names and len(set(names)) == self.dimension:
             return names
         if self.dimension == len(COVAREP_DIMENSIONS) and "covarep" in self.features.root.lower():
             return list(COVAREP_DIMENSIONS)
@@ -138,22 +136,20 @@ class _Builder:
 
     def build(self, members: dict[str, list[str]], out: Path, name: str, unlabelled: bool) -> dict:
         """Writes the folds and their description; returns the summary."""
-        folds = {}
-        with tqdm(total=sum(map(len, members.values())), desc="preparing", unit="recording", leave=False, disable=None) as progress:
-            for fold, ids in members.items():
-                with contextlib.ExitStack() as files:
-                    writers = {fold: files.enter_context(prepared.fold_writer(out / fold, self.dimension, len(self.columns)))}
-                    if unlabelled and fold == "train":
-                        rest = prepared.fold_writer(out / prepared.UNLABELLED, self.dimension, 0)
-                        writers[prepared.UNLABELLED] = files.enter_context(rest)
-                    for recording in ids:
-                        self._add(recording, writers[fold], writers.get(prepared.UNLABELLED))
-                        progress.update()
-                folds |= {written: writer.summary() for written, writer in writers.items()}
-                if not folds[fold]["segments"]:
-                    raise UserError(
-                        f"{self.labels.path} has no labelled segment with frames in fold '{fold}': check the ids in the folds file."
-                    )
+        widths = {fold: len(self.columns) for fold in members}
+        if unlabelled:
+            widths = {"train": widths["train"], prepared.UNLABELLED: 0, **widths}
+        places = [(fold, recording) for fold, ids in members.items() for recording in ids]
+        with contextlib.ExitStack() as files:
+            writers = {fold: files.enter_context(prepared.fold_writer(out / fold, self.dimension, n)) for fold, n in widths.items()}
+            for fold, recording in tqdm(places, desc="preparing", unit="recording", leave=False, disable=None):
+                self._add(recording, writers[fold], writers.get(prepared.UNLABELLED) if fold == "train" else None)
+        for fold in members:
+            if not writers[fold].rows:
+                raise UserError(
+                    f"{self.labels.path} has no labelled segment with frames in fold '{fold}': check the ids in the folds file."
+                )
+        folds = {fold: writer.summary() for fold, writer in writers.items()}
         train = [recording for recording in members["train"] if recording in self.statistics]
         corpus = prepared.Corpus(
             path=out,
@@ -238,8 +234,11 @@ class _Builder:
         return {"recordings": len(outside), "segments": segments, "examples": outside[:EXAMPLES]}
 
 
-def _is_names(names: object, width: int) -> bool:
-    return isinstance(names, list) and len(names) == width and all(isinstance(n, str) and n.isprintable() for n in names)
+def _names(file: csd.Sequence, width: int) -> list[str] | None:
+    """The names that a file gives to its `width` columns, if it does."""
+    names = file.metadata.get("dimension names")
+    sound = isinstance(names, list) and len(names) == width and all(isinstance(name, str) and name.isprintable() for name in names)
+    return names if sound else None
 
 
 def _chunks(intervals: Float[np.ndarray, "n 2"], free: Int[np.ndarray, "k"]) -> Iterator[Int[np.ndarray, "c"]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
+import runpy
 from pathlib import Path
 
 from jax_emossl.errors import UserError
@@ -36,11 +36,11 @@ def read_folds(folds: str | Path) -> dict[str, list[str]]:
 
 
 def _standard_mosei_folds() -> dict[str, list[str]]:
-    """The folds in the SDK's source, parsed rather than imported: importing the SDK needs PyTorch."""
+    """The folds in a file of the SDK, which is run alone: importing the SDK needs PyTorch."""
     package = importlib.util.find_spec("mmsdk")
     source = "mmdatasdk/dataset/standard_datasets/CMU_MOSEI/cmu_mosei_std_folds.py"
     source = package and Path(package.submodule_search_locations[0]) / source
     if not (source and source.is_file()):
         raise UserError("The standard CMU-MOSEI folds come with the CMU SDK: pip install cmu-multimodal-sdk, or give --folds a JSON file.")
-    lists = {node.targets[0].id: node.value for node in ast.parse(source.read_text()).body if isinstance(node, ast.Assign)}
-    return {fold: ast.literal_eval(lists[f"standard_{fold}_fold"]) for fold in FOLDS}
+    lists = runpy.run_path(str(source))
+    return {fold: lists[f"standard_{fold}_fold"] for fold in FOLDS}

@@ -191,7 +191,7 @@ def load(path: str | Path) -> Corpus:
     if not is_prepared(path):
         raise UserError(f"{path} is not a prepared corpus: make one with python -m jax_emossl.prepare.")
     where = path / "corpus.json"
-    with _damage(where, "is damaged"):
+    with _damage(where):
         table = json.loads(where.read_text(encoding="utf-8"))
         if table["format"] != FORMAT:
             raise UserError(f"{where} has format {str(table['format'])[:20]!r} where {FORMAT} is read: prepare the corpus anew.")
@@ -219,14 +219,14 @@ def load(path: str | Path) -> Corpus:
 
 
 @contextlib.contextmanager
-def _damage(file: Path, state: str = "is missing or damaged") -> Iterator[None]:
+def _damage(file: Path) -> Iterator[None]:
     """Tells of whatever a damaged file makes Python raise; NumPy reads a header as Python, which may fail in any way."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{file} {state} ({type(error).__name__}): prepare the corpus anew.") from error
+        raise UserError(f"{file} is missing or damaged ({type(error).__name__}): prepare the corpus anew.") from error
 
 
 def _names(names: list) -> tuple[str, ...]:

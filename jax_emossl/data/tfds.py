@@ -10,7 +10,6 @@ import importlib.util
 import io
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,9 +55,11 @@ def write(corpus: Corpus, folder: Path) -> None:
         "start": scalar(np.float64),
         "end": scalar(np.float64),
     }
-    scratch = tempfile.mkdtemp(prefix=".tfds.", dir=folder.parent)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch,
+            contextlib.redirect_stdout(io.StringIO()),  # TFDS speaks of downloads
+        ):
             builder = tfds.dataset_builders.store_as_tfds_dataset(
                 name=_dataset_name(corpus.name),
                 version=VERSION,
@@ -67,12 +68,10 @@ def write(corpus: Corpus, folder: Path) -> None:
                 description=f"Segments of {corpus.name}; columns of labels: {', '.join(corpus.emotions)}.",
                 data_dir=scratch,
             )
-        os.rename(builder.data_dir, folder)
+            os.rename(builder.data_dir, folder)
     except tf.errors.OpError as error:
         reason = " ".join(str(error.message).split())
         raise UserError(f"{folder} cannot be written ({reason}): free some space or give another folder.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _dataset_name(corpus: str) -> str:
