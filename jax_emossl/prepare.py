@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     required.add_argument("--out", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--words", default="", metavar="W.csd", help="average the frames of each word of this file first")
-    parser.add_argument("--label-names", type=_names, default=[], metavar="A,B,C", help="names of the label columns, where L.csd has none")
+    parser.add_argument("--label-names", default="", metavar="A,B,C", help="names of the label columns, where L.csd has none")
     parser.add_argument(
         "--unlabelled", action="store_true", help="keep also the training recordings' frames outside any segment, for pretraining"
     )
@@ -46,10 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def run(argv: Sequence[str] | None = None) -> None:
     """Prepares what the arguments say and prints the summary.
 
@@ -57,6 +53,7 @@ def run(argv: Sequence[str] | None = None) -> None:
       UserError: as `corpus.build`.
     """
     args = _parser().parse_args(argv)
+    args.label_names = [name.strip() for name in args.label_names.split(",") if name.strip()]
     print(describe(corpus.build(**vars(args))))
     print(f"Prepared: {args.out}" + (f"; for tfds.builder_from_directory: {Path(args.out) / 'tfds'}" if args.as_tfds else ""))
 

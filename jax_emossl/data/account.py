@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 EXAMPLES = 5  # ids that are named per reason
@@ -12,16 +11,16 @@ class Account:
     """Counts what was dropped, repaired or clipped, per reason, with the first few ids."""
 
     def __init__(self):
-        self._count: Counter[str] = Counter()
-        self._examples: dict[str, list[str]] = {}
+        self._rows: dict[str, dict] = {}
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
         if count:
-            self._count[reason] += int(count)
-            self._examples.setdefault(reason, []).append(example)
+            row = self._rows.setdefault(reason, {"reason": reason, "count": 0, "examples": []})
+            row["count"] += int(count)
+            row["examples"] = [*row["examples"], example][:EXAMPLES]
 
     def rows(self) -> list[dict]:
-        return [{"reason": reason, "count": n, "examples": self._examples[reason][:EXAMPLES]} for reason, n in sorted(self._count.items())]
+        return [row for _, row in sorted(self._rows.items())]
 
 
 def describe(summary: Mapping) -> str:
