@@ -109,25 +109,35 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
     """The frontend and the encoder parameters of `config.init_from`, and nothing else of it; and what they have seen."""
     source = Path(config.init_from)
     card = Card.load(source)
-    card.frontend.check_features(corpus.features, source)
+    frontend = carried(card, corpus, source)
     for field, value in card.model.items():
         if config.model.get(field) != value:
             raise UserError(
                 f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}."
             )
     check_held_out(card, corpus, source)
-    settings = card.frontend.settings()
-    for field, value in settings.items():
+    for field, value in card.frontend.settings().items():
         if config.data[field] != value:
             notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {config.data[field]:g}.")
             config.data[field] = value
-    frontend = dataclasses.replace(Frontend.make(config.data, corpus), train=card.frontend.train)
+    return frontend, checkpoint.load_best(source).variables["params"]["encoder"], card.recordings
+
+
+def carried(card: Card, corpus: Corpus, source: Path) -> Frontend:
+    """The frontend of a run on another corpus: the same durations in frames of that corpus's hop, and the run's own statistics.
+
+    Raises:
+      UserError: the corpus has other features, or so long a hop that a model step would have another number of them.
+    """
+    card.frontend.check_features(corpus.features, source)
+    settings = card.frontend.settings()
+    frontend = dataclasses.replace(Frontend.make(ml_collections.ConfigDict(settings), corpus), train=card.frontend.train)
     if frontend.dimension != card.frontend.dimension:
         raise UserError(
             f"{source} stacks {card.frontend.stack} frames in a model step of {settings['stack']:g} s where the corpus has "
             f"{frontend.stack}: pretrain on features of the corpus's hop, {corpus.frame_seconds:g} s."
         )
-    return frontend, checkpoint.load_best(source).variables["params"]["encoder"], card.recordings
+    return frontend
 
 
 def check_held_out(card: Card, corpus: Corpus, source: Path) -> None:

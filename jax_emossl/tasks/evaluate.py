@@ -9,9 +9,10 @@ import ml_collections
 
 from jax_emossl import checkpoint, evaluation, preemption, results, workdir
 from jax_emossl.card import Card
+from jax_emossl.data import corpora
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
-from jax_emossl.experiment import Experiment, build, check_held_out
+from jax_emossl.experiment import Experiment, build, carried, check_held_out
 from jax_emossl.loop import Fitted
 from jax_emossl.predict import predict
 
@@ -24,7 +25,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     pretrained = bool(trained.get("init_from"))
     trained.init_from = ""
     trained.data.update(_replaced(config.data))
-    experiment = build(trained, frontend=card.frontend)
+    corpus = corpora.load(trained.data)
+    experiment = build(trained, corpus, carried(card, corpus, source))
     _check(card, experiment, source)
     best = checkpoint.load_best(source)
     preemption.stop_if_requested()
@@ -51,7 +53,6 @@ def _predicted(experiment: Experiment, best: checkpoint.Best, fold: str):
 def _check(card: Card, experiment: Experiment, source: Path) -> None:
     """Refuses a corpus on which the run of `card` cannot be evaluated, or should not."""
     corpus: Corpus = experiment.corpus
-    card.frontend.check_features(corpus.features, source)
     if corpus.emotions != card.emotions:
         unknown = [e for e in corpus.emotions if e not in card.emotions] or card.emotions
         raise UserError(
