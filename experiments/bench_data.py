@@ -113,8 +113,8 @@ def training(config_name: str, folder: str) -> dict:
     step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("params", "opt_state"))
     params, constants = jax.device_put(experiment.params()), {}
     if objective.labelled:  # any standards take the same time
-        shape = len(segments.recording_names), params["head"]["readout"]["kernel"].shape[0]
-        constants = {"location": jnp.zeros(shape), "scale": jnp.ones(shape)}
+        shape = len(segments.by_recording.reliance), params["head"]["readout"]["kernel"].shape[0]
+        constants = {"recordings": {"location": jnp.zeros(shape), "scale": jnp.ones(shape)}}
     opt_state = optimizer.transformation().init(params)
     host = list(in_memory(segments, sampler, 0, 0, _TRAIN_STEPS))
     batches, key = jax.device_put(host), jax.random.key(0)

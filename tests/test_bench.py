@@ -16,6 +16,17 @@ def test_the_train_step_is_fed_as_in_training(name, tiny_config, demo_folder, mo
     assert found["seconds"] > 0 and found["frames_per_second"] > 0
 
 
+@pytest.mark.parametrize("side", ["sweep", "one by one, one device"])
+def test_members_are_trained_together_or_one_by_one(side, tiny_config, monkeypatch):
+    from configs import scratch
+
+    config = tiny_config("scratch")
+    monkeypatch.setattr(scratch, "get_config", lambda corpus: config.copy_and_resolve_references())
+    monkeypatch.setattr(bench_sweep, "FIELDS", {"num_labels": 12})
+    (times,) = bench_sweep.measure(side, "demo", members=2, steps=1, repeats=1)
+    assert len(times) == (1 if side == "sweep" else 2) and min(times) > 0
+
+
 def test_trainings_that_are_not_timed_do_not_compile():
     assert bench_sweep.whole([9.0, 1.0, 3.0, 2.0], 16) == 15 + 12 * 2
     assert bench_sweep.whole([9.0], 1) == 9

@@ -11,7 +11,7 @@ sys.modules["tensorflow"] = None  # as if it were not installed
 
 from pathlib import Path
 from ml_collections import ConfigDict
-from jax_emossl import main, metrics, model, report, workdir  # noqa: F401
+from jax_emossl import encoders, main, metrics, report, workdir  # noqa: F401
 from jax_emossl.errors import UserError
 from jax_emossl.tasks import train
 
