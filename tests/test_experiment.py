@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import h5py
@@ -104,6 +105,14 @@ def test_the_frontend_moves_with_the_encoder(tiny_config, pretraining, demo_corp
     experiment = build(tiny_config("finetune", {"data.prepared": str(folder), "data.norm_prior": 7.0}, init_from=str(pretraining)))
     expected = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8, 0.01)
     assert experiment.frontend.to_json() == expected.to_json()
+
+
+def test_the_frames_of_a_model_step_are_counted_for_the_hop_of_the_new_corpus(tiny_config, pretraining, demo_corpus):
+    config = tiny_config("finetune", init_from=str(pretraining))
+    frontend = build(config, dataclasses.replace(demo_corpus, hop=0.02)).frontend
+    assert (frontend.pool, frontend.stack, frontend.frame_seconds) == (1, 8, 0.02)  # 2 and 8 of 10 ms in the pretraining
+    with pytest.raises(UserError, match="stacks 8 frames in a model step of 0.16 s where the corpus has 4: pretrain on .*, 0.04 s"):
+        build(config, dataclasses.replace(demo_corpus, hop=0.04))
 
 
 @pytest.mark.parametrize(
