@@ -137,7 +137,7 @@ def test_a_training_that_diverges_is_told_and_no_choice_unless_all_do(grid_confi
 
     def fit(lost):
         def one(member):
-            return broken if round(float(member.rates.learning_rate), 6) in lost else Fitted({}, 1, 0.5, [0.5] * 6, "")
+            return broken if round(float(member.rates.learning_rate), 6) in lost else Fitted({"params": {}}, 1, 0.5, [0.5] * 6, "")
 
         return lambda objective, members, config, **_: [one(member) for member in members]
 
