@@ -57,7 +57,7 @@ def measure(side: str, corpus: str, members: int, steps: int, repeats: int) -> l
     background, valid = first.segments("train"), first.segments("valid")
 
     def made(own):
-        return own.member(background.take(own.training_segments().positions), valid, own.start()[0])
+        return own.member(background.take(own.training_segments().positions), valid, background)
 
     def sweep():
         return fit(first.objective, [made(own) for own in trainings], first.config, resident=Resident([background, valid]))

@@ -1,7 +1,4 @@
-"""The fields of a config: what a corpus sets of them, every check of them, and the trainings that a comparison is made of.
-
-Fields are named by their dots: `data.stack`, in a comparison also `pretrain.train.steps`.
-"""
+"""The fields of a config, by dotted names: what a corpus sets, every check of them, and the trainings that a comparison is made of."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora
 from jax_emossl.errors import UserError, notice
 
-_MOST, _ANY = 2**31 - 1, math.inf
+_MOST, _ANY = 2_000_000_000, math.inf
 # Of a number the smallest and the largest; of a text its choices, or the package whose files they are; of a tuple, for each in it.
 # Times are in seconds. The fields of an objective go by its name.
 _ALLOWED: dict[str, tuple | str] = {
@@ -33,7 +30,7 @@ _ALLOWED: dict[str, tuple | str] = {
     "compare.strategies": ("linear", "full", "probe-then-full"),
     "compare.seeds": (1, 10_000),
     "train.strategy": ("full", "probe", "probe-then-full"),
-    "train.batch_size": (1, 2**20),
+    "train.batch_size": (1, 1_000_000),
     "train.steps": (1, _MOST),
     "train.weight_decay": (0, 1e6),
     "train.clip_norm": (1e-9, _ANY),
@@ -60,7 +57,7 @@ def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> l
     Returns:
       What was chosen, as lines to print; none for an evaluation, which takes all from its run.
     """
-    if config.task == "evaluate":
+    if "model" not in config:
         return []
     data = config.data
     if not (data.corpus or data.features or data.prepared):
@@ -69,13 +66,13 @@ def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> l
         data.folds = ""  # it has one division, whatever an experiment asks for
     kept, changed = {*given, *config.get("fixed", ())}, []
     for name, value in corpora.settings(data.corpus).items():
-        if config.task != "compare":  # a training alone has the fields of its group at the top
+        if "compare" not in config:  # a training alone has the fields of its group at the top
             name = name.removeprefix("finetune." if "num_labels" in config else "pretrain.")
         if name not in kept and flat(config).get(name, value) != value:
             config_path.set_value(name, config, value)
             changed.append(f"{name}={value}")
-    groups = {f" of {group}": config[group] for group in ("pretrain", "finetune") if group in config} or {"": config}
-    steps = ", ".join(f"{group.train.steps} steps{which}" for which, group in groups.items())
+    words = {"train": "", "pretrain": " of pretraining", "finetune": " of fine-tuning"}
+    steps = ", ".join(f"{config[g].get('train', config[g]).steps} steps{what}" for g, what in words.items() if g in config)
     model = f"{config.model.name} of {config.model.layers} layers, width {config.model.width}"
     return [f"corpus {corpora.name(data)}; {model}; {steps}; set by the corpus: {', '.join(changed) or 'nothing'}"]
 
@@ -155,9 +152,10 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
     for name, value in fields.items():
         _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
     for name in (name for name in fields if name.endswith("objective.name")):
-        lacking = [key for key in _ALLOWED if key.startswith(f"{fields[name]}.") and key not in {_key(fields, n) for n in fields}]
-        if lacking:
+        if lacking := [key for key in _ALLOWED if key.startswith(f"{fields[name]}.") and key not in {_key(fields, n) for n in fields}]:
             raise UserError(f"{name} is '{fields[name]}', but this config lacks {lacking[0]}: take one that is made for it.")
+    if {"train": "train", "compare": "compare", "evaluate": "fold"}.get(config.task, "task") not in config:
+        raise UserError(f"task is '{config.task}', but this config lacks its fields: take one that is made for it.")
     if "model" in config and config.model.width % (2 * config.model.heads):
         raise UserError(f"model.width is {config.model.width}, but must be a positive multiple of twice the {config.model.heads} heads.")
 

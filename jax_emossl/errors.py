@@ -1,6 +1,8 @@
 """The one error type for everything a user can mend, and notices of what the program did about it itself."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -17,3 +19,17 @@ class UserError(Exception):
 def notice(sentence: str) -> None:
     """Tells the user of something that was mended or skipped, and goes on."""
     print(f"notice: {sentence}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """A command within: a user's mistake, or a file that cannot be read or written, ends it with one sentence and exit code 2."""
+    try:
+        yield
+        return
+    except UserError as error:
+        sentence = str(error)
+    except OSError as error:
+        sentence = f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}."
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)

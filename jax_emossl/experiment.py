@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 
 import jax
@@ -116,11 +117,11 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
                 f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}."
             )
     check_held_out(card, corpus, source)
-    settings = card.frontend.settings()
+    own, settings = Frontend.make(config.data, corpus).settings(), card.frontend.settings()
     for field, value in settings.items():
-        if config.data[field] != value:
+        if not math.isclose(own[field], value):
             notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {config.data[field]:g}.")
-            config.data[field] = value
+    config.data.update(settings)
     frontend = dataclasses.replace(Frontend.make(config.data, corpus), train=card.frontend.train)
     if frontend.dimension != card.frontend.dimension:
         raise UserError(

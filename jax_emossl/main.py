@@ -25,9 +25,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jax_emossl import config as fields
-from jax_emossl import dry_run, preemption
+from jax_emossl import preemption
 from jax_emossl import workdir as workdirs
-from jax_emossl.errors import UserError
+from jax_emossl.errors import UserError, one_sentence
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with the corpus after a colon: configs/pretrain.py:nemo.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the command would read, train and write, and how long that takes; then stop.")
@@ -47,6 +47,8 @@ def run(argv: Sequence[str]) -> None:
     fields.check(config, given)
     workdir = Path(_WORKDIR.value) if _WORKDIR.value else workdirs.default(flag.config_filename)
     if _DRY_RUN.value:
+        from jax_emossl import dry_run  # brings JAX along, which --help and mistakes need not wait for
+
         print("\n".join([*chosen, *dry_run.describe(config, workdir)]))
         return
     workdirs.enter(workdir, config, _INSIST.value)
@@ -67,9 +69,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split()).rstrip('.')}: the config file lists its fields, --help the flags.") from error
     except (AttributeError, KeyError) as error:
-        if unknown := [name for name in _fields(argv) if name.split(".")[-1] in str(error) or f"'{name.split('.')[1]}" in str(error)]:
-            raise UserError(f"There is no config field {unknown[0]}{fields.guess(error)}: the config file lists its fields.") from error
-        raise UserError(f"The config is none ({error}): name one of the files in configs, or write one with get_config().") from error
+        for name in _fields(argv):
+            if any(f"'{part}" in str(error) for part in name.split(".")[1:]):
+                raise UserError(f"There is no config field {name}{fields.guess(error)}: the config file lists its fields.") from error
+        raise UserError(
+            f"--config names a file without a get_config() that makes a config ({error}): name one of those in configs."
+        ) from error
     except Exception as error:  # a config is a program, which may fail in any way
         raise UserError(
             f"The config cannot be loaded ({str(error).strip().splitlines()[-1].strip()}): name one of the files in configs."
@@ -87,20 +92,16 @@ def _let_configs_import_one_another(argv: Sequence[str]) -> None:
     for name, value in zip(argv, [*argv[1:], ""], strict=True):
         flag, _, file = name.lstrip("-").partition("=")
         if flag == "config" and name.startswith("-"):
-            sys.path.insert(0, str(Path((file or value).split(":")[0]).absolute().parent.parent))
+            root = str(Path((file or value).split(":")[0]).absolute().parent.parent)
+            sys.path[:] = [root, *(path for path in sys.path if path != root)]
 
 
 def main() -> None:
     """Command line; exits with 2 and one sentence on a user's mistake."""
     logging.set_verbosity(logging.ERROR)
     try:
-        app.run(run, flags_parser=_parse)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(2)
+        with one_sentence():
+            app.run(run, flags_parser=_parse)
     except preemption.Preempted:
         print("Stopped on request: run the same command again to go on.", file=sys.stderr)
         sys.exit(preemption.EXIT_CODE)

@@ -1,4 +1,4 @@
-"""Prepare a corpus: frames, labels and folds in, plain memory-mappable arrays out."""
+"""The command that prepares a corpus: frames, labels and folds in (`data/corpus.py`), memory-mapped arrays out (`data/prepared.py`)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jax_emossl.data import corpus
-from jax_emossl.errors import UserError
+from jax_emossl.data import corpus, prepared
+from jax_emossl.data.account import describe
+from jax_emossl.errors import one_sentence
 
-_WRITES = """
-what DIR holds, per fold (train, valid, test, and train_unlabelled with --unlabelled):
-  frames.npy    (N, F) float32  cleaned frames of all segments, neither normalised nor pooled
-  offsets.npy   (S + 1,) int64  segment s holds frames[offsets[s]:offsets[s + 1]]
-  labels.npy    (S, E) float32  intensities in [0, 3]
-  segments.csv  recording,index,start,end   in seconds; index is the label row
-and corpus.json: feature and emotion names, hop, normalisation statistics, and an account of every
-segment dropped, value repaired and intensity clipped. DIR appears whole or not at all.
-
+_EXAMPLE = """
 example, CMU-MOSEI with its standard folds (they come with: pip install cmu-multimodal-sdk):
   python -m jax_emossl.prepare --features CMU_MOSEI_COVAREP.csd --labels CMU_MOSEI_Labels.csd \\
       --folds cmu_mosei --out prepared/mosei --name mosei --unlabelled
@@ -31,8 +24,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jax_emossl.prepare",
         description="Cuts the frames of a .csd file to the labelled segments of another, cleans them, and writes them\n"
-        "by fold. One recording at a time is in memory.",
-        epilog=_WRITES,
+        "by fold. One recording at a time is in memory. DIR appears whole or not at all.",
+        epilog=f"{prepared.__doc__}{_EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     required = parser.add_argument_group("required")
@@ -47,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unlabelled", action="store_true", help="keep also the training recordings' frames outside any segment, for pretraining"
     )
-    parser.add_argument("--tfds", action="store_true", help="write also DIR/tfds, for tfds.builder_from_directory")
+    parser.add_argument("--tfds", dest="as_tfds", action="store_true", help="write also DIR/tfds, for tfds.builder_from_directory")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it holds a prepared corpus")
     parser.add_argument("--name", default="", help="name of the corpus in results (default: F)")
     return parser
@@ -57,20 +50,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     """Prepares what the arguments say and prints the summary.
 
     Raises:
-      UserError: as `corpus.prepare`.
+      UserError: as `corpus.build`.
     """
     args = _parser().parse_args(argv)
-    summary = corpus.prepare(
-        *(args.features, args.labels, args.folds, args.out),
-        words=args.words,
-        label_names=[name.strip() for name in args.label_names.split(",") if name.strip()],
-        unlabelled=args.unlabelled,
-        overwrite=args.overwrite,
-        name=args.name,
-        as_tfds=args.tfds,
-    )
-    print(corpus.describe(summary))
-    print(f"Prepared: {args.out}" + (f"; for tfds.builder_from_directory: {Path(args.out) / 'tfds'}" if args.tfds else ""))
+    args.label_names = [name.strip() for name in args.label_names.split(",") if name.strip()]
+    print(describe(corpus.build(**vars(args))))
+    print(f"Prepared: {args.out}" + (f"; for tfds.builder_from_directory: {Path(args.out) / 'tfds'}" if args.as_tfds else ""))
 
 
 def main() -> None:
@@ -78,10 +63,8 @@ def main() -> None:
     # A job that is told to stop leaves as little behind as one that is interrupted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        with one_sentence():
+            run()
     except KeyboardInterrupt:
         print("Interrupted: nothing was written.", file=sys.stderr)
         sys.exit(130)

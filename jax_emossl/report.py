@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from jax_emossl import figures, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.comparison import Comparison
-from jax_emossl.errors import UserError
+from jax_emossl.errors import one_sentence
 from jax_emossl.metrics import FULL_NAMES, LOWER_IS_BETTER
 from jax_emossl.significance import Estimate
 
@@ -156,14 +156,8 @@ def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         sys.exit(0 if len(sys.argv) == 2 else 2)
-    try:
+    with one_sentence():
         print(write(Path(sys.argv[1])))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        print(f"error: {error.filename or 'A file'} cannot be read or written: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

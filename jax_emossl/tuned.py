@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -18,7 +19,7 @@ from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.data.indices import padded_length
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment
-from jax_emossl.loop import Fitted, Member, fit
+from jax_emossl.loop import Fitted, fit
 from jax_emossl.predict import predict
 from jax_emossl.study import Answer, Cell, Study
 
@@ -46,10 +47,12 @@ def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> 
     # What fixes the members' number and order names the folder.
     key = repr((cells, study.config.compare.strategies, study.config.compare.learning_rates, jax.device_count()))
     under_way = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-    words = f"{words} {cells[0].arm} to {cells[-1].arm}".strip()
-    best = [_best(study, own) for own in _fitted(study, cells, grids, under_way, words)]
-    scores = iter(_scores(study, [own for _, own in filter(None, best)]))
-    yield [(cell, _chosen(study, cell, own, next(scores) if own else None)) for cell, own in zip(cells, best, strict=True)]
+    ended = iter(_fit(study, cells, grids, under_way, f"{words} {cells[0].arm} to {cells[-1].arm}".strip()))
+    best = [_best(study, list(zip(grid, itertools.islice(ended, len(grid)), strict=True))) for grid in grids]
+    trained = [own.variables for _, own in filter(None, best)]
+    parts, experiment = [study.reported] * len(trained), study.experiment  # what validation chose alone sees these
+    outputs = iter(predict(experiment.objective, trained, parts, *experiment.sizes, resident=study.resident) if trained else ())
+    yield [(cell, _chosen(study, cell, own, own and next(outputs)["scores"])) for cell, own in zip(cells, best, strict=True)]
     shutil.rmtree(under_way, ignore_errors=True)
 
 
@@ -65,46 +68,29 @@ def _grid(study: Study, cell: Cell) -> list[Experiment]:
     return [study.training(cell.seed, _source(cell), strategy=strategy, learning_rate=rate) for strategy, rate in points]
 
 
-def _member(study: Study, cell: Cell, training: Experiment) -> Member:
-    background = study.segments["train"]
-    return training.member(background.take(study.positions(cell)), study.segments["valid"], background)
-
-
-def _fitted(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str) -> list[list[_Trained]]:
-    """Per cell, the trainings of its grid and how they ended."""
-    members = [_member(study, cell, training) for cell, grid in zip(cells, grids, strict=True) for training in grid]
+def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str) -> list[Fitted]:
+    """How the trainings of all grids, one after another, ended."""
+    background, valid = study.segments["train"], study.segments["valid"]
+    own = [background.take(study.positions(cell)) for cell in cells]
+    members = [training.member(part, valid, background) for part, grid in zip(own, grids, strict=True) for training in grid]
     if not members:
-        return [[] for _ in cells]
-    checkpoints = Checkpoints(under_way, study.experiment.objective.selection)
-    try:
-        config = grids[0][0].config
-        ended = fit(study.experiment.objective, members, config, resident=study.resident, checkpoints=checkpoints, description=words)
-    finally:
-        checkpoints.close()
-    for own in ended:
-        if own.diverged:
-            notice(f"{words}: {own.diverged} in one of its trainings; its best step so far stands.")
-    ended = iter(ended)
-    return [list(zip(grid, itertools.islice(ended, len(grid)), strict=True)) for grid in grids]
+        return []
+    objective, config = study.experiment.objective, grids[0][0].config
+    with contextlib.closing(Checkpoints(under_way, objective.selection)) as checkpoints:
+        ended = fit(objective, members, config, resident=study.resident, checkpoints=checkpoints, description=words)
+    for member in ended:
+        if member.diverged:
+            notice(f"{words}: {member.diverged} in one of its trainings; its best step so far stands.")
+    return ended
 
 
 def _best(study: Study, trained: Sequence[_Trained]) -> _Trained | None:
     """The better by validation, the first of equals; None where all diverged, or none was to be trained."""
     winner = None
     for training, own in trained:
-        if own.variables is not None and (
-            winner is None or metrics.better(study.experiment.objective.selection, own.value, winner[1].value)
-        ):
+        if own.variables and metrics.better(study.experiment.objective.selection, own.value, winner and winner[1].value):
             winner = training, own
     return winner
-
-
-def _scores(study: Study, chosen: Sequence[Fitted]) -> list[np.ndarray]:
-    """Of the reported fold, which only what validation chose sees."""
-    if not chosen:
-        return []
-    variables, parts, experiment = [own.variables for own in chosen], [study.reported] * len(chosen), study.experiment
-    return [own["scores"] for own in predict(experiment.objective, variables, parts, *experiment.sizes, resident=study.resident)]
 
 
 def _chosen(study: Study, cell: Cell, best: _Trained | None, scores: np.ndarray | None) -> Answer:

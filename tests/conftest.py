@@ -66,7 +66,7 @@ def demo_folder(demo_files, tmp_path_factory):
     """The same corpus, prepared."""
     folder = tmp_path_factory.mktemp("prepared") / "demo"
     files = [demo_files / name for name in ("DEMO_COVAREP.csd", "DEMO_Labels.csd", "folds.json")]
-    corpus.prepare(*files, folder, unlabelled=True, name="demo")
+    corpus.build(*files, folder, unlabelled=True, name="demo")
     return folder
 
 

@@ -123,7 +123,7 @@ def files(request, tmp_path):
 
 
 def _ours(files, out, words="") -> dict[str, np.ndarray]:
-    corpus.prepare(files["F"], files["L"], files["folds"], out, words=words)
+    corpus.build(files["F"], files["L"], files["folds"], out, words=words)
     return {
         f"{fold.recordings[s]}[{fold.indices[s]}]": fold.frames[fold.offsets[s] : fold.offsets[s + 1]]
         for fold in prepared.load(out).folds.values()

@@ -3,57 +3,122 @@ import json
 import pkgutil
 from pathlib import Path
 
-import ml_collections
 import pytest
 
 import configs
-from jax_emossl import tasks, workdir
-from jax_emossl.tasks import compare
+import experiments
+from jax_emossl import config as fields
+from jax_emossl import workdir
+from jax_emossl.data import corpora
 
-EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[1] / "experiments").glob("*.py") if not p.stem.startswith("bench"))
-NAMES = sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
-
-
-def get(name, *corpus):
-    return importlib.import_module(f"configs.{name}").get_config(*corpus)
+CONFIGS = [f"configs.{module.name}" for module in pkgutil.iter_modules(configs.__path__)]
+EXPERIMENTS = [f"experiments.{m.name}" for m in pkgutil.iter_modules(experiments.__path__) if not m.name.startswith("bench")]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_names_its_corpus_and_files_and_a_task(name):
-    config = get(name, "nemo")
-    assert config.data.corpus == "nemo"
-    assert all(config.data[field] == "" for field in ("features", "labels", "folds"))
-    assert config.task in [module.name for module in pkgutil.iter_modules(tasks.__path__)]
+def get(name, corpus=""):
+    return importlib.import_module(name if "." in name else f"configs.{name}").get_config(corpus)
+
+
+COMPARISONS = [name for name in CONFIGS + EXPERIMENTS if get(name).task == "compare"]
+
+
+@pytest.mark.parametrize("name", CONFIGS + EXPERIMENTS)
+@pytest.mark.parametrize("corpus", ["", "demo", "nemo", "ravdess", "mosei"])
+def test_every_config_is_sound_on_every_corpus_and_names_no_files(name, corpus):
+    config = get(name, corpus)
+    assert config.data.corpus == corpus
+    assert all(config.data[field] == "" for field in ("features", "labels", "words", "prepared"))
+    if "init_from" in config:
+        config.init_from = config.init_from and "runs/pretrain"
+    fields.resolve(config)
+    fields.check(config)
     json.dumps(workdir.plain(config), allow_nan=False)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "evaluate"])
+@pytest.mark.parametrize("name", [name for name in CONFIGS + EXPERIMENTS if name != "configs.evaluate"])
 def test_the_corpus_is_the_demo_unless_named(name):
-    assert get(name).data.corpus == "demo"
+    unnamed, named = get(name), get(name, "demo")
+    fields.resolve(unnamed)
+    fields.resolve(named)
+    assert unnamed.data.corpus == "demo" and unnamed == named
 
 
-def test_pretraining_and_both_arms_share_the_backbone_and_the_frontend():
-    runs = [get(name, "nemo") for name in ("pretrain", "finetune", "scratch")]
-    assert runs[0].model == runs[1].model == runs[2].model
-    assert runs[0].data == runs[1].data == runs[2].data
-    assert runs[1].objective == runs[2].objective
+def test_scratch_is_a_fine_tuning_from_nothing_and_differs_in_nothing_else():
+    finetune, scratch = fields.flat(get("finetune", "nemo")), fields.flat(get("scratch", "nemo"))
+    assert (finetune.pop("init_from"), scratch.pop("init_from")) == ("REQUIRED", "")
+    assert finetune == scratch
 
 
-def test_the_paper_masks_single_timesteps_and_regresses_intensities():
-    config = get("paper")
-    assert (config.pretrain.objective.name, config.pretrain.objective.span) == ("masked_timesteps", 1)
+def test_pretraining_and_fine_tuning_share_the_backbone_and_the_frontend():
+    for corpus in ("nemo", "demo"):
+        runs = [get(name, corpus) for name in ("pretrain", "finetune", "quickstart")]
+        for run in runs:
+            fields.resolve(run)
+        assert runs[0].model == runs[1].model == runs[2].model
+        assert runs[0].data == runs[1].data == runs[2].data
+
+
+def test_all_comparisons_have_the_same_fields():
+    assert len(COMPARISONS) == 8
+    assert len({tuple(sorted(fields.flat(get(name)))) for name in COMPARISONS}) == 1
+
+
+def test_a_comparison_has_the_fields_of_its_trainings_less_what_its_grid_says():
+    comparison = get("quickstart")
+    for group, name, less in (("pretrain", "pretrain", set()), ("finetune", "scratch", {"strategy", "learning_rate", "log_every"})):
+        alone = get(name)
+        assert set(comparison[group].train) == set(alone.train) - less
+        assert comparison[group].objective == alone.objective
+        assert comparison.data == alone.data and comparison.model == alone.model
+
+
+def test_the_quickstart_compares_the_same_label_counts_on_any_corpus_that_asks_for_no_others():
+    for corpus in ("demo", "nemo", "ravdess"):
+        config = get("quickstart", corpus)
+        fields.resolve(config)
+        assert config.compare.label_counts == (30, 120, 0)
+
+
+@pytest.mark.parametrize("corpus", ["demo", "nemo"])
+def test_the_paper_masks_single_timesteps_and_regresses_intensities(corpus):
+    config = get("paper", corpus)
+    fields.resolve(config)
+    objective = config.pretrain.objective
+    assert (objective.name, objective.ratio, objective.span, objective.statistics_weight) == ("masked_timesteps", 0.15, 0, 0)
     assert (config.finetune.objective.name, config.finetune.objective.head) == ("emotion", "intensity")
-    assert isinstance(config.compare, ml_collections.ConfigDict)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("corpus", ["demo", "nemo", "mosei"])
-def test_every_experiment_is_a_comparison_whose_variants_set_fields_that_exist(name, corpus):
-    config = importlib.import_module(f"experiments.{name}").get_config(corpus)
-    assert config.task == "compare" and config.data.corpus == corpus
-    compare._check(config.compare)
-    for variant, fields in config.compare.variants:
-        compare._varied(config, variant, fields, "")
-    json.dumps(workdir.plain(config), allow_nan=False)
-    if name != "label_fraction":
-        assert config.compare.fold == "valid"  # searches never see the test fold
+def test_searches_never_see_the_test_fold(name):
+    assert get(name).compare.fold == ("test" if name == "experiments.label_fraction" else "valid")
+
+
+def test_the_learning_curve_without_recording_statistics_compares_a_part_of_the_label_counts():
+    for corpus, counts in (("nemo", (60, 600)), ("mosei", (0.01, 0.2))):
+        config = get("experiments.label_fraction", corpus)
+        fields.resolve(config)
+        (_, changes) = config.compare.variants[1]
+        part = fields.varied(config, "", changes, "").compare
+        assert set(part.label_counts) == set(counts) < set(config.compare.label_counts) and part.seeds == 3
+
+
+@pytest.mark.parametrize("name", corpora.names())
+def test_what_a_corpus_sets_are_fields_of_a_comparison(name):
+    assert set(corpora.settings(name)) <= set(fields.flat(get("quickstart")))
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_what_a_comparison_keeps_are_its_fields(name):
+    assert set(get(name).fixed) <= set(fields.flat(get(name)))
+
+
+def test_no_config_file_builds_on_another_but_for_scratch_and_the_variants_of_recipe():
+    root = Path(__file__).parents[1]
+    building = {path.stem for folder in ("configs", "experiments") for path in (root / folder).glob("*.py") if _builds_on_another(path)}
+    assert building == {"scratch", "mask_ratio", "mask_span", "pretraining_length", "unlabelled_data"}
+
+
+def _builds_on_another(path: Path) -> bool:
+    return not path.stem.startswith("bench") and any(
+        line.startswith(("from configs", "from experiments")) for line in path.read_text().splitlines()
+    )

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from jax_emossl import config as fields
 from jax_emossl.data import corpora, csd
 from jax_emossl.data.corpora import demo
 
@@ -107,7 +108,9 @@ def test_speakers_differ_in_level(demo_corpus):
 
 
 def test_it_is_the_default_corpus_and_is_made_once(tiny_config):
-    config = tiny_config("scratch", {"data.prepared": ""}).data
+    config = tiny_config("scratch", {"data.prepared": ""})
+    fields.resolve(config)
+    config = config.data
     loaded = corpora.load(config)
     assert (loaded.name, loaded.synthetic, loaded.emotions) == ("demo", True, demo.EMOTIONS)
     assert {name: len(fold) for name, fold in loaded.folds.items() if name != "train_unlabelled"} == {

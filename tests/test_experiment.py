@@ -23,7 +23,7 @@ def spoilt_folder(demo_files, tmp_path_factory):
             entries = [(id_, *source.read(id_)) for id_ in source.ids]
             spoilt = [(id_, 3 * rng.random(x.shape).astype(np.float32) if id_ in held_out else x, t) for id_, x, t in entries]
             csd.write(folder / name, source.root, spoilt, source.metadata)
-    corpus.prepare(
+    corpus.build(
         folder / "DEMO_COVAREP.csd",
         folder / "DEMO_Labels.csd",
         demo_files / "folds.json",

@@ -131,9 +131,10 @@ def test_seconds_become_the_frames_that_come_nearest(hop, pool, stack, expected,
 
 
 def test_without_a_hop_a_frame_lasts_as_long_as_the_training_frames_do_on_average(demo_corpus):
-    frames = sum(len(demo_corpus.fold(name).frames) for name in ("train", "train_unlabelled"))
-    statistics = dataclasses.replace(demo_corpus.train_statistics, seconds=0.3 * frames)  # words of .3 s
-    words = dataclasses.replace(demo_corpus, hop=None, train_statistics=statistics)
+    fold = demo_corpus.fold("train")
+    intervals = np.column_stack([np.zeros(len(fold)), 0.3 * np.diff(fold.offsets)])  # words of .3 s
+    folds = {**demo_corpus.folds, "train": dataclasses.replace(fold, intervals=intervals)}
+    words = dataclasses.replace(demo_corpus, hop=None, folds=folds)
     front = Frontend.make(config(), words)
     assert front.frame_seconds == pytest.approx(0.3) and (front.pool, front.stack) == (1, 1)
     assert front.steps(2.56) == 9

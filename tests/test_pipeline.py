@@ -19,7 +19,7 @@ def loaded(tmp_path_factory):
     files = Files(tmp_path_factory.mktemp("corpus"))
     spans = np.array([[0, 1], [1, 1.3], [2, 4.37]])
     files.write_labels({r: (labels, spans) for r, (labels, _) in files.label_entries.items()})
-    corpus.prepare(files.features, files.labels, files.folds, files.out, unlabelled=True)
+    corpus.build(files.features, files.labels, files.folds, files.out, unlabelled=True)
     return prepared.load(files.out)
 
 

@@ -18,7 +18,7 @@ from make_corpus import EMOTIONS, FEATURES, FOLDS, Files, grid, recording, segme
 
 from jax_emossl import prepare
 from jax_emossl.data import corpus, csd, prepared
-from jax_emossl.errors import UserError
+from jax_emossl.data.account import describe
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def files(tmp_path):
 
 
 def build(files, **options) -> prepared.Corpus:
-    corpus.prepare(files.features, files.labels, files.folds, files.out, **options)
+    corpus.build(files.features, files.labels, files.folds, files.out, **options)
     return prepared.load(files.out)
 
 
@@ -188,7 +188,7 @@ def test_what_is_missing_or_outside_is_counted(files):
         "fold recordings without labelled segments": (1, ["rec_y"]),
     }
     assert loaded.summary["outside"] == {"recordings": 1, "segments": 3, "examples": ["rec_z"]}
-    text = corpus.describe(loaded.summary)
+    text = describe(loaded.summary)
     assert "segments dropped: no frames: 1 (rec_a[1])" in text
     assert "outside the folds: 3 segments of 1 recordings (rec_z)" in text
 
@@ -208,23 +208,6 @@ def test_nothing_of_the_other_folds_leaks_into_training(files):
     old, new = (json.loads(c["corpus.json"])["statistics"] for c in (before, after))
     assert old["train"] == new["train"]
     assert old["recordings"]["rec_a"] == new["recordings"]["rec_a"]
-
-
-# The standard folds.
-
-
-def test_standard_folds_of_cmu_mosei():
-    if importlib.util.find_spec("mmsdk") is None:
-        pytest.skip("the CMU SDK (cmu-multimodal-sdk) is not installed")
-    folds = corpus.read_folds("cmu_mosei")
-    assert {fold: len(ids) for fold, ids in folds.items()} == {"train": 2250, "valid": 300, "test": 678}
-    assert "7l3BNtSE0xc" in folds["test"]
-
-
-def test_without_the_sdk_the_standard_folds_say_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install cmu-multimodal-sdk"):
-        corpus.read_folds("cmu_mosei")
 
 
 # Bad input: one sentence that names file and entry, exit code 2, no traceback, nothing left behind.
@@ -281,8 +264,8 @@ def other_words(files):
 
 
 def full_disk(monkeypatch):
-    """Whatever the builder writes goes to a device without space."""
-    monkeypatch.setattr(corpus, "open", lambda *args, **kwargs: open("/dev/full", "wb"), raising=False)
+    """Whatever is written of the prepared form goes to a device without space."""
+    monkeypatch.setattr(prepared, "open", lambda *args, **kwargs: open("/dev/full", "wb"), raising=False)
 
 
 BAD = {
@@ -491,7 +474,7 @@ def test_nemo(tmp_path):
     from jax_emossl.data.corpora import nemo
 
     paths = nemo.files()
-    corpus.prepare(paths.features, paths.labels, paths.folds, tmp_path / "nemo")
+    corpus.build(paths.features, paths.labels, paths.folds, tmp_path / "nemo")
     loaded = prepared.load(tmp_path / "nemo")
     assert sum(len(fold) for fold in loaded.folds.values()) == 4481
     assert len(loaded.statistics) == 9

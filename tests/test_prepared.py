@@ -1,6 +1,7 @@
 """The prepared form: what is read back, and what is refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from jax_emossl.errors import UserError
 @pytest.fixture
 def folder(tmp_path):
     files = Files(tmp_path)
-    corpus.prepare(files.features, files.labels, files.folds, files.out, unlabelled=True)
+    corpus.build(files.features, files.labels, files.folds, files.out, unlabelled=True)
     return files.out
 
 
@@ -36,6 +37,34 @@ def test_an_unknown_fold_is_refused(folder):
         prepared.load(folder).fold("dev")
 
 
+def test_recordings_are_in_sorted_order(folder):
+    assert prepared.load(folder).recordings == ("rec_a", "rec_b", "rec_c", "rec_d")
+
+
+def test_a_frame_lasts_the_hop_and_a_word_its_share_of_the_training_segments(tmp_path):
+    files = Files(tmp_path)
+    files.write_words({r: np.array([[0.1, 0.3], [0.5, 0.9], [1.7, 1.8], [4.0, 5.0]]) for r in files.entries})
+    for words, seconds in (("", 0.01), (files.words, 2 / 3)):  # 3 words in two segments of 1 s; the third holds none and is dropped
+        corpus.build(files.features, files.labels, files.folds, files.out, words=words, overwrite=True)
+        assert prepared.load(files.out).frame_seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("blow", [OSError, KeyboardInterrupt])
+def test_what_fails_at_the_last_moment_leaves_the_old_corpus(folder, blow, monkeypatch):
+    rename = os.rename
+
+    def fail(old, new):
+        if old.name == "new":
+            raise blow
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UserError if blow is OSError else blow), prepared.new_folder(folder, overwrite=True) as new:
+        (new / "corpus.json").write_text("{}")
+    assert prepared.load(folder).name == "F"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def edit(folder, change):
     table = json.loads((folder / "corpus.json").read_text())
     change(table)
@@ -56,6 +85,9 @@ DAMAGE = {
     "frames of another dimension": lambda d: np.save(d / "test" / "frames.npy", np.zeros((300, 2), np.float32)),
     "offsets run backwards": lambda d: np.save(d / "test" / "offsets.npy", np.array([0, 200, 100, 300])),
     "labels out of range": lambda d: np.save(d / "test" / "labels.npy", np.full((3, 2), np.nan, np.float32)),
+    "a segment without length": lambda d: (d / "test" / "segments.csv").write_text(
+        "recording,index,start,end\nrec_d,0,0,1\nrec_d,1,2,2\nrec_d,2,3,4\n"
+    ),
     "a row too few": lambda d: (d / "test" / "segments.csv").write_text("recording,index,start,end\nrec_d,0,0,1\n"),
     "a number is text": lambda d: (d / "test" / "segments.csv").write_text("recording,index,start,end\nrec_d,x,0,1\n"),
 }

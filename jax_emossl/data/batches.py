@@ -50,7 +50,7 @@ class Segments:
         width = max(part.labels.shape[1] for part in parts)
         self.labels = np.concatenate([part.labels if part.labels.shape[1] else np.zeros((len(part), width), np.float32) for part in parts])
         self.lengths = frontend.num_steps(self._count)
-        names = sorted(corpus.statistics)
+        names = corpus.recordings
         self.recordings = np.array([r for part in parts for r in part.recordings], str)
         self._recording = np.searchsorted(names, self.recordings).astype(np.int32)
         self._reliance = np.array([corpus.statistics[r].reliance(frontend.prior) for r in names], np.float32)

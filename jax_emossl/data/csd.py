@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import itertools
 import json
 import os
 import zlib
@@ -41,8 +40,8 @@ def _blame(where: str) -> Iterator[None]:
         raise UserError(f"{where} cannot be read ({detail}): the file is damaged, fetch or write it anew.") from error
 
 
-class Sequence:
-    """An open computational sequence; entries are read one at a time.
+class Sequence(contextlib.AbstractContextManager):
+    """An open computational sequence, to be used in a `with`; entries are read one at a time.
 
     Attributes:
       path: the file.
@@ -63,12 +62,14 @@ class Sequence:
             raise UserError(
                 f"{self.path} is not a readable HDF5 file: it is truncated or of another kind; fetch or write it anew."
             ) from error
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.push(self)
             with _blame(str(self.path)):
                 self._open()
-        except UserError:
-            self._file.close()
-            raise
+            failed.pop_all()
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
 
     def _open(self) -> None:
         roots = list(self._file)
@@ -96,8 +97,7 @@ class Sequence:
         return metadata
 
     def _group(self, parent: h5py.Group, name: str) -> h5py.Group:
-        # Soft and external links could point into other files, so only plain groups are followed.
-        if not isinstance(parent.get(name, getlink=True), h5py.HardLink) or not isinstance(parent[name], h5py.Group):
+        if not _holds(parent, name, h5py.Group):
             path = f"{parent.name}/{name}".lstrip("/")
             raise UserError(f"{self.path} has no group {path!r}: it is not a computational sequence.")
         return parent[name]
@@ -105,30 +105,27 @@ class Sequence:
     def __contains__(self, entry: str) -> bool:
         return entry in self._known
 
-    def _dataset(self, entry: str, name: str) -> h5py.Dataset:
-        with _blame(f"{self.path}, entry '{entry}',"):
-            group = self._group(self._data, entry)
-            link = group.get(name, getlink=True) if name in group else None
-            if not isinstance(link, h5py.HardLink) or not isinstance(group[name], h5py.Dataset):
-                raise UserError(f"{self.path}, entry '{entry}', has no '{name}': add it or remove the entry.")
-            return group[name]
+    def _where(self, entry: str) -> str:
+        return f"{self.path}, entry '{entry}',"
 
-    def _numeric(self, entry: str, name: str) -> h5py.Dataset:
-        data = self._dataset(entry, name)
-        where = f"{self.path}, entry '{entry}',"
+    def _dataset(self, entry: str, name: str) -> h5py.Dataset:
+        """Numbers of an entry, not yet read."""
+        where = self._where(entry)
         with _blame(where):
+            group = self._group(self._data, entry)
+            if not _holds(group, name, h5py.Dataset):
+                raise UserError(f"{where} has no '{name}': add it or remove the entry.")
+            data = group[name]
             if data.dtype.kind not in "iuf":
                 raise UserError(f"{where} has {name} of type {data.dtype} where numbers are needed.")
             if data.external or data.is_virtual:
                 raise UserError(f"{where} keeps its {name} in another file: store them in the .csd file itself.")
             if data.nbytes > _MOST_PACKED * data.id.get_storage_size() + _UNWRITTEN:  # a damaged shape would fill the memory
                 raise UserError(f"{where} has {name} of shape {data.shape}, which it does not hold: fetch or write the file anew.")
-        return data
-
-    def _interval_data(self, entry: str) -> h5py.Dataset:
-        data = self._numeric(entry, "intervals")
-        if data.ndim != 2 or data.shape[1] != 2:
-            raise UserError(f"{self.path}, entry '{entry}', has intervals of shape {data.shape} where (frames, 2) are needed.")
+            if name == "intervals" and (data.ndim != 2 or data.shape[1] != 2):
+                raise UserError(f"{where} has intervals of shape {data.shape} where (frames, 2) are needed.")
+            if data.ndim != 2:
+                raise UserError(f"{where} has {data.ndim}-D features where (frames, dimensions) are needed: reshape them.")
         return data
 
     def shape(self, entry: str) -> tuple[int, int]:
@@ -137,12 +134,10 @@ class Sequence:
         Raises:
           UserError: features or intervals are missing, not numbers, of the wrong shape, or differ in length.
         """
-        features, intervals = self._numeric(entry, "features"), self._interval_data(entry)
-        where = f"{self.path}, entry '{entry}',"
-        if features.ndim != 2:
-            raise UserError(f"{where} has {features.ndim}-D features where (frames, dimensions) are needed: reshape them.")
+        features, intervals = self._dataset(entry, "features"), self._dataset(entry, "intervals")
         if len(features) != len(intervals):
-            raise UserError(f"{where} has {len(features)} features but {len(intervals)} intervals: their lengths must agree.")
+            lengths = f"{len(features)} features but {len(intervals)} intervals"
+            raise UserError(f"{self._where(entry)} has {lengths}: their lengths must agree.")
         return features.shape
 
     def intervals(self, entry: str) -> Float[np.ndarray, "n 2"]:
@@ -151,13 +146,12 @@ class Sequence:
         Raises:
           UserError: the entry is damaged, or a time is not finite or ends before it starts.
         """
-        where = f"{self.path}, entry '{entry}',"
-        with _blame(where):
-            intervals = _read_all(self._interval_data(entry)).astype(np.float64, copy=False)
+        with _blame(self._where(entry)):
+            intervals = _read_all(self._dataset(entry, "intervals")).astype(np.float64, copy=False)
         bad = np.flatnonzero(~np.isfinite(intervals).all(1) | (intervals[:, 1] < intervals[:, 0]))
         if len(bad):
-            start, end = intervals[bad[0]]
-            raise UserError(f"{where} row {bad[0]}, runs from {start:g} s to {end:g} s: correct its interval or remove the row.")
+            times = "runs from {:g} s to {:g} s".format(*intervals[bad[0]])
+            raise UserError(f"{self._where(entry)} row {bad[0]}, {times}: correct its interval or remove the row.")
         return intervals
 
     def read(self, entry: str) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n 2"]]:
@@ -167,18 +161,14 @@ class Sequence:
           UserError: as `shape` and `intervals` do.
         """
         self.shape(entry)
-        with _blame(f"{self.path}, entry '{entry}',"), np.errstate(all="ignore"):
+        with _blame(self._where(entry)), np.errstate(all="ignore"):
             features = _read_all(self._dataset(entry, "features")).astype(np.float32, copy=False)
         return features, self.intervals(entry)
 
-    def close(self) -> None:
-        self._file.close()
 
-    def __enter__(self) -> Sequence:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
+def _holds(group: h5py.Group, name: str, kind: type) -> bool:
+    """Whether a group has such a member; soft and external links, which could point into other files, are not followed."""
+    return isinstance(group.get(name, getlink=True), h5py.HardLink) and isinstance(group[name], kind)
 
 
 def _read_all(data: h5py.Dataset) -> np.ndarray:
@@ -192,20 +182,19 @@ def _read_all(data: h5py.Dataset) -> np.ndarray:
 
 def _decompress(data: h5py.Dataset) -> np.ndarray:
     values = np.empty(data.shape, data.dtype)
-    size = int(np.prod(data.chunks)) * data.dtype.itemsize
-    corners = list(itertools.product(*(range(0, n, step) for n, step in zip(data.shape, data.chunks, strict=True))))
+    places = list(data.iter_chunks())
     # HDF5 must not be called from several threads at once, so this one reads; the others never touch it.
-    compressed = [data.id.read_direct_chunk(corner)[1] for corner in corners]
-    chunk_shape, dtype, workers = data.chunks, data.dtype, os.cpu_count() or 1
+    packed = [data.id.read_direct_chunk(tuple(axis.start for axis in place))[1] for place in places]
+    shape, dtype, size = data.chunks, data.dtype, int(np.prod(data.chunks)) * data.dtype.itemsize
+    workers = os.cpu_count() or 1
 
-    def place(worker: int) -> None:
-        for corner, text in zip(corners[worker::workers], compressed[worker::workers], strict=True):
-            chunk = np.frombuffer(zlib.decompress(text, bufsize=size), dtype).reshape(chunk_shape)
-            target = values[tuple(slice(c, c + n) for c, n in zip(corner, chunk_shape, strict=True))]
-            target[...] = chunk[tuple(slice(n) for n in target.shape)]
+    def unpack(worker: int) -> None:
+        for place, text in zip(places[worker::workers], packed[worker::workers], strict=True):
+            chunk = np.frombuffer(zlib.decompress(text, bufsize=size), dtype).reshape(shape)
+            values[place] = chunk[tuple(slice(axis.stop - axis.start) for axis in place)]
 
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(place, range(workers)))  # the list raises what a thread raised
+        list(pool.map(unpack, range(workers)))  # the list raises what a thread raised
     return values
 
 

@@ -102,24 +102,18 @@ class Frontend:
         return {"norm_prior": self.prior, "clip": self.clip, "pool": pool, "stack": self.stack * pool}
 
     def to_json(self) -> dict:
-        return {
-            "names": list(self.names),
-            "train": self.train.to_json(),
-            # JSON has no infinity; null stands for it.
-            "prior": None if np.isinf(self.prior) else self.prior,
-            "clip": self.clip,
-            "pool": self.pool,
-            "stack": self.stack,
-            "frame_seconds": self.frame_seconds,
-        }
+        # JSON has no infinity; null stands for it.
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return own | {"train": self.train.to_json(), "prior": None if np.isinf(self.prior) else self.prior}
 
     @classmethod
     def from_json(cls, table: dict) -> Frontend:
-        prior = np.inf if table["prior"] is None else float(table["prior"])
-        train, names = Statistics.from_json(table["train"]), tuple(table["names"])
-        clip, pool, stack, frame_seconds = float(table["clip"]), int(table["pool"]), int(table["stack"]), float(table["frame_seconds"])
-        if not (prior >= 0 and 0 < clip < np.inf and pool >= 1 and stack >= 1 and 0 < frame_seconds < np.inf):
+        """Raises KeyError, TypeError or ValueError on anything that `to_json` does not write."""
+        train, names, prior = Statistics.from_json(table["train"]), tuple(table["names"]), table["prior"]
+        numbers = [kind(table[name]) for name, kind in (("clip", float), ("pool", int), ("stack", int), ("frame_seconds", float))]
+        made = cls(names, train, np.inf if prior is None else float(prior), *numbers)
+        if not made.prior >= 0 or not all(0 < number < np.inf for number in numbers):
             raise ValueError("the frontend is out of range")
         if len(train.mean) != len(names):
             raise ValueError("the statistics and the features differ in number")
-        return cls(names, train, prior, clip, pool, stack, frame_seconds)
+        return made

@@ -1,4 +1,4 @@
-"""The prepared form of a corpus: plain arrays on disk, memory-mapped.
+"""The prepared form of a corpus, written and read: plain arrays on disk, memory-mapped.
 
     DIR/<fold>/frames.npy     (N, F) float32   cleaned frames, neither normalised nor pooled
     DIR/<fold>/offsets.npy    (S + 1,) int64   segment s holds frames[offsets[s]:offsets[s + 1]]
@@ -12,21 +12,27 @@ with the folds train, valid, test and, where asked for, train_unlabelled. With w
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_emossl.data.folds import FOLDS
 from jax_emossl.data.statistics import Statistics
 from jax_emossl.errors import UserError
 
 FORMAT = 1
-FOLDS = ("train", "valid", "test")
 UNLABELLED = "train_unlabelled"
+_COLUMNS = ("recording", "index", "start", "end")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +66,115 @@ class Corpus:
     folds: Mapping[str, Fold]
     summary: Mapping
 
-    @property
-    def frame_seconds(self) -> float:
-        return self.hop or self.train_statistics.seconds / sum(len(f.frames) for n, f in self.folds.items() if n.startswith("train"))
-
     def fold(self, name: str) -> Fold:
         if name not in self.folds:
             raise UserError(f"{self.path} has no fold '{name}': choose one of {', '.join(self.folds)}.")
         return self.folds[name]
+
+    @functools.cached_property
+    def recordings(self) -> tuple[str, ...]:
+        """All recordings, sorted: the order to which a recording given as a number refers."""
+        return tuple(sorted(self.statistics))
+
+    @functools.cached_property
+    def frame_seconds(self) -> float:
+        """Seconds from one frame to the next: the hop, or without one (words) the training segments' seconds over their frames."""
+        train = self.folds["train"]
+        return self.hop or float(np.diff(train.intervals).sum() / len(train.frames))
+
+
+# Writing.
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` once all is well; until then, and where anything fails, `out` is as it was.
+
+    Raises:
+      UserError: `out` exists and may not be replaced (only a prepared corpus or an empty folder may), or cannot be written.
+    """
+    if os.path.lexists(out):
+        if not overwrite:
+            raise UserError(f"{out} exists: give --overwrite to replace it, or another --out.")
+        if not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is no prepared corpus, so --overwrite does not replace it: give another --out.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be created: {error.strerror}.") from error
+    with scratch:
+        new, old = Path(scratch.name, "new"), Path(scratch.name, "old")
+        try:
+            new.mkdir()
+            yield new
+            with contextlib.ExitStack() as undo:
+                if out.exists():
+                    os.rename(out, old)
+                    undo.callback(os.rename, old, out)
+                os.rename(new, out)
+                undo.pop_all()
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {error.strerror or error}; free some space or give another folder.") from error
+
+
+class FoldWriter:
+    """Appends segments to a fold's files; frames are streamed, so memory holds one recording."""
+
+    def __init__(self, file: BinaryIO, dimension: int):
+        self._file, self._dimension = file, dimension
+        self.offsets, self.labels, self.rows, self._seconds = [0], [], [], 0.0
+
+    def write_header(self) -> None:
+        # NumPy pads the header so that the first axis can grow in place.
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.offsets[-1], self._dimension)}
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def add(self, recording: str, index: int, span: Sequence[float], frames: Float[np.ndarray, "n f"], labels) -> None:
+        self._file.write(np.ascontiguousarray(frames, "<f4").data)
+        self.offsets.append(self.offsets[-1] + len(frames))
+        self.labels.append(labels)
+        self.rows.append((recording, index, repr(float(span[0])), repr(float(span[1]))))
+        self._seconds += float(span[1] - span[0])
+
+    def summary(self) -> dict:
+        recordings = {row[0] for row in self.rows}
+        hours = round(self._seconds / 3600, 4)
+        return {"recordings": len(recordings), "segments": len(self.rows), "frames": self.offsets[-1], "hours": hours}
+
+
+@contextlib.contextmanager
+def fold_writer(folder: Path, dimension: int, emotions: int) -> Iterator[FoldWriter]:
+    """Makes a fold's folder; its files are complete when the block ends well."""
+    folder.mkdir()
+    with open(folder / "frames.npy", "wb") as file:
+        writer = FoldWriter(file, dimension)
+        writer.write_header()
+        yield writer
+        writer.write_header()
+    np.save(folder / "offsets.npy", np.array(writer.offsets, np.int64))
+    np.save(folder / "labels.npy", np.array(writer.labels, np.float32).reshape(len(writer.rows), emotions))
+    with open(folder / "segments.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([_COLUMNS, *writer.rows])
+
+
+def write_description(corpus: Corpus) -> None:
+    """Writes the `corpus.json` that `load` reads: all of a corpus but its folds."""
+    table = {
+        "format": FORMAT,
+        **{field: getattr(corpus, field) for field in ("name", "synthetic", "features", "emotions", "hop")},
+        "statistics": {
+            "train": corpus.train_statistics.to_json(),
+            "recordings": {recording: s.to_json() for recording, s in corpus.statistics.items()},
+        },
+        "train_recordings": corpus.train_recordings,
+        "summary": corpus.summary,
+    }
+    (corpus.path / "corpus.json").write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
+
+
+# Reading.
 
 
 def is_prepared(path: str | Path) -> bool:
@@ -84,7 +191,7 @@ def load(path: str | Path) -> Corpus:
     if not is_prepared(path):
         raise UserError(f"{path} is not a prepared corpus: make one with python -m jax_emossl.prepare.")
     where = path / "corpus.json"
-    try:
+    with _damage(where):
         table = json.loads(where.read_text(encoding="utf-8"))
         if table["format"] != FORMAT:
             raise UserError(f"{where} has format {str(table['format'])[:20]!r} where {FORMAT} is read: prepare the corpus anew.")
@@ -104,15 +211,22 @@ def load(path: str | Path) -> Corpus:
         names = _names(list(table["summary"]["folds"]))
         if corpus.hop is not None and not 0 < corpus.hop < np.inf:
             raise ValueError(f"a hop of {corpus.hop} s")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        raise UserError(f"{where} is damaged ({type(error).__name__}): prepare the corpus anew.") from error
     if not set(FOLDS) <= set(names) <= {*FOLDS, UNLABELLED}:
         raise UserError(f"{where} names the folds {', '.join(map(repr, names))}: prepare the corpus anew.")
     if any(len(s.mean) != len(corpus.features) for s in (corpus.train_statistics, *corpus.statistics.values())):
         raise UserError(f"{where} has statistics of another dimension than its {len(corpus.features)} features: prepare the corpus anew.")
-    emotions = {name: 0 if name == UNLABELLED else len(corpus.emotions) for name in names}
-    folds = {name: _load_fold(path / name, corpus, emotions[name]) for name in names}
-    return dataclasses.replace(corpus, folds=folds)
+    return dataclasses.replace(corpus, folds={name: _load_fold(corpus, name) for name in names})
+
+
+@contextlib.contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Tells of whatever a damaged file makes Python raise; NumPy reads a header as Python, which may fail in any way."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{file} is missing or damaged ({type(error).__name__}): prepare the corpus anew.") from error
 
 
 def _names(names: list) -> tuple[str, ...]:
@@ -122,43 +236,40 @@ def _names(names: list) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _load_fold(folder: Path, corpus: Corpus, emotions: int) -> Fold:
-    arrays = {}
-    for name, mode in (("frames", "r"), ("offsets", None), ("labels", None)):
-        file = folder / f"{name}.npy"
-        try:
-            arrays[name] = np.load(file, mmap_mode=mode, allow_pickle=False)
-            if not isinstance(arrays[name], np.ndarray):
-                raise ValueError("it holds several arrays")
-        except Exception as error:  # NumPy reads a header as Python, which may fail in any way
-            raise UserError(f"{file} is missing or damaged ({type(error).__name__}): prepare the corpus anew.") from error
-    file = folder / "segments.csv"
-    try:
-        with open(file, newline="", encoding="utf-8") as stream:
-            rows = [(r["recording"], int(r["index"]), float(r["start"]), float(r["end"])) for r in csv.DictReader(stream)]
-        indices = np.array([r[1] for r in rows], np.int64)
-        intervals = np.array([r[2:] for r in rows], np.float64).reshape(len(rows), 2)
-    except (OSError, KeyError, TypeError, ValueError, csv.Error, OverflowError) as error:
-        raise UserError(f"{file} is missing or damaged ({type(error).__name__}): prepare the corpus anew.") from error
-    frames, offsets, labels = arrays["frames"], arrays["offsets"], arrays["labels"]
-    unknown = {r[0] for r in rows} - set(corpus.statistics)
-    if unknown:
+def _array(file: Path, mode: str | None = None) -> np.ndarray:
+    with _damage(file):
+        array = np.load(file, mmap_mode=mode, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it holds several arrays")
+        return array
+
+
+def _load_fold(corpus: Corpus, name: str) -> Fold:
+    folder, file = corpus.path / name, corpus.path / name / "segments.csv"
+    frames, offsets, labels = _array(folder / "frames.npy", "r"), _array(folder / "offsets.npy"), _array(folder / "labels.npy")
+    with _damage(file), open(file, newline="", encoding="utf-8") as stream:
+        rows = [[row[column] for column in _COLUMNS] for row in csv.DictReader(stream)]
+        recordings = [str(row[0]) for row in rows]
+        indices = np.array([int(row[1]) for row in rows], np.int64)
+        intervals = np.array([[float(second) for second in row[2:]] for row in rows], np.float64).reshape(len(rows), 2)
+    if unknown := set(recordings) - set(corpus.statistics):
         raise UserError(f"{file} names recording {min(unknown)!r}, of which corpus.json has no statistics: prepare the corpus anew.")
     sound = (
         (frames.dtype, offsets.dtype, labels.dtype) == (np.float32, np.int64, np.float32)
         and frames.ndim == 2
         and frames.shape[1] == len(corpus.features)
-        and labels.shape == (len(rows), emotions)
+        and labels.shape == (len(rows), 0 if name == UNLABELLED else len(corpus.emotions))
         and offsets.shape == (len(rows) + 1,)
-        and offsets[0] == 0
-        and offsets[-1] == len(frames)
+        and (offsets[0], offsets[-1]) == (0, len(frames))
         and np.all(np.diff(offsets) > 0)
-        and bool(np.all((labels >= 0) & (labels <= 3)))
-        and bool(np.all(np.isfinite(intervals)) and np.all(intervals[:, 0] <= intervals[:, 1]) and np.all(indices >= 0))
+        and np.all((labels >= 0) & (labels <= 3))
+        and np.all(np.isfinite(intervals))
+        and np.all(intervals[:, 0] < intervals[:, 1])
+        and np.all(indices >= 0)
     )
     if not sound:
         raise UserError(f"{folder} holds arrays that contradict one another: prepare the corpus anew.")
-    return Fold(frames, offsets, labels, [r[0] for r in rows], indices, intervals)
+    return Fold(frames, offsets, labels, recordings, indices, intervals)
 
 
 def last_frames(fold: Fold, length: int) -> Float[np.ndarray, "s t f"]:

@@ -76,19 +76,19 @@ class Statistics:
     def shrunk(self, toward: Statistics, prior: float) -> Statistics:
         """Mean and variance each weighted n / (n + prior) against `toward`'s, n being `seconds`.
 
-        A prior of 0 keeps the recording's own, infinity takes `toward`'s. A dimension without any value
-        of its own takes `toward`'s.
+        A prior of 0 keeps these, infinity takes `toward`'s, as does a dimension without any value.
         """
         weight = self.reliance(prior)
 
-        def blend(own, other):
-            mixed = weight * np.nan_to_num(own) + (1 - weight) * np.nan_to_num(other)
-            return np.where(np.isnan(own), other, mixed if weight < 1 else own)
+        def blend(value, other):
+            mixed = weight * np.nan_to_num(value) + (1 - weight) * np.nan_to_num(other)
+            return np.where(np.isnan(value), other, mixed if weight < 1 else value)
 
         return Statistics(blend(self.mean, toward.mean), blend(self.variance, toward.variance), self.seconds)
 
     def to_json(self) -> dict:
-        return {"mean": _numbers(self.mean), "variance": _numbers(self.variance), "seconds": self.seconds}
+        mean, variance = ([None if np.isnan(value) else float(value) for value in values] for values in (self.mean, self.variance))
+        return {"mean": mean, "variance": variance, "seconds": self.seconds}
 
     @classmethod
     def from_json(cls, table: dict) -> Statistics:
@@ -100,7 +100,3 @@ class Statistics:
         if np.any(variance < 0) or np.isinf(mean).any() or np.isinf(variance).any():
             raise ValueError("statistics hold a negative or infinite value")
         return cls(mean, variance, seconds)
-
-
-def _numbers(values: Float[np.ndarray, "f"]) -> list[float | None]:
-    return [None if np.isnan(v) else float(v) for v in values]

@@ -10,7 +10,6 @@ import importlib.util
 import io
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,39 +41,37 @@ def write(corpus: Corpus, folder: Path) -> None:
     end (seconds, float64). Examples are shuffled within a split, as TFDS does; recording and index identify them.
 
     Raises:
-      UserError: a package is missing, or TensorFlow cannot write.
+      UserError: TensorFlow cannot write.
     """
-    require()
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    spec = tfds.features.FeaturesDict(
-        {
-            "frames": tfds.features.Tensor(shape=(None, len(corpus.features)), dtype=np.float32),
-            "labels": tfds.features.Tensor(shape=(None,), dtype=np.float32),  # empty in train_unlabelled
-            "recording": tfds.features.Text(),
-            "index": tfds.features.Scalar(np.int64),
-            "start": tfds.features.Scalar(np.float64),
-            "end": tfds.features.Scalar(np.float64),
-        }
-    )
-    scratch = tempfile.mkdtemp(prefix=".tfds.", dir=folder.parent)
+    tensor, scalar = tfds.features.Tensor, tfds.features.Scalar
+    spec = {
+        "frames": tensor(shape=(None, len(corpus.features)), dtype=np.float32),
+        "labels": tensor(shape=(None,), dtype=np.float32),  # empty in train_unlabelled
+        "recording": tfds.features.Text(),
+        "index": scalar(np.int64),
+        "start": scalar(np.float64),
+        "end": scalar(np.float64),
+    }
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch,
+            contextlib.redirect_stdout(io.StringIO()),  # TFDS speaks of downloads
+        ):
             builder = tfds.dataset_builders.store_as_tfds_dataset(
                 name=_dataset_name(corpus.name),
                 version=VERSION,
-                features=spec,
+                features=tfds.features.FeaturesDict(spec),
                 split_datasets={name: _examples(fold) for name, fold in corpus.folds.items() if len(fold)},
                 description=f"Segments of {corpus.name}; columns of labels: {', '.join(corpus.emotions)}.",
                 data_dir=scratch,
             )
-        os.rename(builder.data_dir, folder)
+            os.rename(builder.data_dir, folder)
     except tf.errors.OpError as error:
         reason = " ".join(str(error.message).split())
         raise UserError(f"{folder} cannot be written ({reason}): free some space or give another folder.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _dataset_name(corpus: str) -> str:
@@ -84,13 +81,7 @@ def _dataset_name(corpus: str) -> str:
 
 
 def _examples(fold: Fold) -> Iterator[tuple[str, dict]]:
-    for s, (recording, index) in enumerate(zip(fold.recordings, fold.indices, strict=True)):
-        example = {
-            "frames": fold.frames[fold.offsets[s] : fold.offsets[s + 1]],
-            "labels": fold.labels[s],
-            "recording": recording,
-            "index": index,
-            "start": fold.intervals[s, 0],
-            "end": fold.intervals[s, 1],
-        }
+    frames = np.split(fold.frames, fold.offsets[1:-1])
+    for x, labels, recording, index, (start, end) in zip(frames, fold.labels, fold.recordings, fold.indices, fold.intervals, strict=True):
+        example = {"frames": x, "labels": labels, "recording": recording, "index": index, "start": start, "end": end}
         yield f"{recording}[{index}]", example

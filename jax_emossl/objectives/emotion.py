@@ -30,13 +30,6 @@ def category_names(labels: Float[np.ndarray, "s e"], emotions: Sequence[str]) ->
     return [emotions[row.argmax()] if row.any() else NEUTRAL for row in labels]
 
 
-def resolve_head(head: str, labels: Float[np.ndarray, "s e"]) -> str:
-    """'auto' becomes 'category' when no segment carries two emotions, else 'intensity'."""
-    if head != "auto":
-        return head
-    return "category" if ((labels > 0).sum(1) <= 1).all() else "intensity"
-
-
 class SegmentHead(nn.Module):
     """Linear read-out of standardised pooled statistics; it starts at 0."""
 
@@ -184,7 +177,9 @@ def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Inte
       UserError: the head that the labels ask for does not have the metric of `config.selection`.
     """
     labels = corpus.fold("train").labels
-    head = resolve_head(config.head, labels)
+    head = config.head
+    if head == "auto":
+        head = "category" if ((labels > 0).sum(1) <= 1).all() else "intensity"
     metric = config.selection or _SELECTION[head][0]
     if metric not in _SELECTION[head]:
         raise UserError(f"objective.selection is '{metric}': choose one of {', '.join(_SELECTION[head])}.")

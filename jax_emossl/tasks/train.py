@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -28,20 +29,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     card.save(workdir)
     train, valid = experiment.training_segments(), experiment.segments("valid")
     member = experiment.member(train, valid, experiment.segments("train"))
-    checkpoints = Checkpoints(workdir, experiment.objective.selection)
-    try:
+    with contextlib.closing(Checkpoints(workdir, experiment.objective.selection)) as checkpoints:
         (fitted,) = fit(
             experiment.objective, [member], config,
             checkpoints=checkpoints, scalars=lambda step: Scalars(workdir, step), description=experiment.arm,
         )  # fmt: skip
-        if fitted.diverged:
-            newest = checkpoints.newest()
-            stands = f"; checkpoints up to step {newest} are kept" if newest else ""
-            raise UserError(
-                f"Training diverged: {fitted.diverged}{stands}; try a lower train.learning_rate or train.clip_norm in a new workdir."
-            )
-    finally:
-        checkpoints.close()
+        newest = checkpoints.newest()
+    if fitted.diverged:
+        stands = f"; checkpoints up to step {newest} are kept" if newest else ""
+        raise UserError(
+            f"Training diverged: {fitted.diverged}{stands}; try a lower train.learning_rate or train.clip_norm in a new workdir."
+        )
     dataclasses.replace(card, calibration=fitted.calibration).save(workdir)
     rows = []
     for fold in ("valid", "test"):

@@ -22,6 +22,7 @@ from make_corpus import Files
 from jax_emossl import checkpoint, figures, report, results, significance, workdir
 from jax_emossl.checkpoint import EncoderCard
 from jax_emossl.data import corpus, csd, prepared
+from jax_emossl.data.folds import read_folds
 from jax_emossl.errors import UserError
 
 HANG = 120  # seconds for a whole test, after which the stack is shown and the session ended
@@ -178,7 +179,7 @@ def test_folds_of_changed_bytes(reads, tmp_path, made):
     file = tmp_path / "folds.json"
     real = sorted(REAL.glob("folds*.json"))
     file.write_bytes(damaged(real[len(made) % len(real)].read_bytes() if real and made[0][3] % 2 else FOLDS, made))
-    reads("folds", lambda: corpus.read_folds(file), check_folds)
+    reads("folds", lambda: read_folds(file), check_folds)
 
 
 @cases(200)
@@ -186,7 +187,7 @@ def test_folds_of_changed_bytes(reads, tmp_path, made):
 def test_folds_of_changed_structure(reads, tmp_path, made):
     file = tmp_path / "folds.json"
     file.write_bytes(edited(json.loads(FOLDS), made))
-    reads("folds", lambda: corpus.read_folds(file), check_folds)
+    reads("folds", lambda: read_folds(file), check_folds)
 
 
 # Computational sequences
@@ -274,7 +275,7 @@ def files(tmp_path):
 @given(st.sampled_from(("features", "labels")), changes)
 def test_preparing_changed_bytes(reads, files, tmp_path, name, made):
     def prepare():
-        corpus.prepare(files.features, files.labels, files.folds, files.out, unlabelled=True)
+        corpus.build(files.features, files.labels, files.folds, files.out, unlabelled=True)
         return prepared.load(files.out)
 
     whole = getattr(files, name)
@@ -312,7 +313,7 @@ def check_corpus(loaded):
 
 @pytest.fixture
 def folder(files):
-    corpus.prepare(files.features, files.labels, files.folds, files.out, unlabelled=True)
+    corpus.build(files.features, files.labels, files.folds, files.out, unlabelled=True)
     return files.out
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import ml_collections
 
-from jax_emossl.data import corpus as corpus_builder
-from jax_emossl.data import prepared
+from jax_emossl.data import account, corpus, prepared
+from jax_emossl.data.folds import read_folds
 from jax_emossl.errors import UserError, notice
 
 
@@ -91,7 +91,7 @@ def folder(config: ml_collections.ConfigDict, files: Files) -> Path:
     """Where the corpus of these files is prepared: another folder for whatever changes the result."""
     sources = [files.features, files.labels, *([config.words] if config.words else [])]
     stamps = [(str(Path(p).absolute()), Path(p).stat().st_size, Path(p).stat().st_mtime_ns) for p in sources if Path(p).exists()]
-    folds = corpus_builder.read_folds(files.folds)
+    folds = read_folds(files.folds)
     key = json.dumps([prepared.FORMAT, name(config), stamps, bool(config.words), folds, _label_names(config)])
     return cache_dir() / f"{name(config)}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
@@ -112,11 +112,11 @@ def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
     out = folder(config, own)
     if not prepared.is_prepared(out):
         try:
-            summary = corpus_builder.prepare(
+            summary = corpus.build(
                 *(own.features, own.labels, own.folds, out),
                 words=config.words, label_names=_label_names(config), unlabelled=True, name=name(config),
             )  # fmt: skip
-            notice(f"prepared {out}:\n{corpus_builder.describe(summary)}")
+            notice(f"prepared {out}:\n{account.describe(summary)}")
         except UserError:
             if not prepared.is_prepared(out):  # else another process was faster
                 raise

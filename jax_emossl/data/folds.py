@@ -1,0 +1,46 @@
+"""Which recording is in which fold: read from a JSON file, or CMU-MOSEI's standard folds from the CMU SDK."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+
+from jax_emossl.errors import UserError
+
+FOLDS = ("train", "valid", "test")
+CMU_MOSEI = "cmu_mosei"  # in place of a file
+
+
+def read_folds(folds: str | Path) -> dict[str, list[str]]:
+    """Recording ids per fold, sorted.
+
+    Raises:
+      UserError: the file is not of the form {"train": [id, ...], "valid": [...], "test": [...]}, or an id is in two folds.
+    """
+    try:
+        table = _standard_mosei_folds() if str(folds) == CMU_MOSEI else json.loads(Path(folds).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folds} cannot be read as a JSON file of folds ({' '.join(str(error).split())}).") from error
+    if not isinstance(table, dict) or set(table) != set(FOLDS):
+        raise UserError(f"{folds} must hold exactly the folds train, valid and test, each a list of recording ids.")
+    owner: dict[str, str] = {}
+    for fold in FOLDS:
+        if not isinstance(table[fold], list) or not all(isinstance(id_, str) for id_ in table[fold]):
+            raise UserError(f"{folds}, fold '{fold}', must be a list of recording ids (text).")
+        for recording in table[fold]:
+            if owner.setdefault(recording, fold) != fold:
+                raise UserError(f"{folds} has recording {recording!r} in two folds, {owner[recording]} and {fold}: keep it in one.")
+    return {fold: sorted(set(table[fold])) for fold in FOLDS}
+
+
+def _standard_mosei_folds() -> dict[str, list[str]]:
+    """The folds in a file of the SDK, which is run alone: importing the SDK needs PyTorch."""
+    package = importlib.util.find_spec("mmsdk")
+    source = "mmdatasdk/dataset/standard_datasets/CMU_MOSEI/cmu_mosei_std_folds.py"
+    source = package and Path(package.submodule_search_locations[0]) / source
+    if not (source and source.is_file()):
+        raise UserError("The standard CMU-MOSEI folds come with the CMU SDK: pip install cmu-multimodal-sdk, or give --folds a JSON file.")
+    lists = runpy.run_path(str(source))
+    return {fold: lists[f"standard_{fold}_fold"] for fold in FOLDS}

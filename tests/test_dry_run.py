@@ -1,0 +1,90 @@
+import importlib
+import re
+
+import pytest
+
+from jax_emossl import config as fields
+from jax_emossl import dry_run
+from jax_emossl.errors import UserError
+
+
+@pytest.fixture
+def described(tmp_path, monkeypatch):
+    """Describes a resolved config with dotted fields replaced, in a cache that holds nothing."""
+    monkeypatch.setenv("EMOSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dry_run, "_speed", lambda tokens, width: 1e9)
+
+    def describe(name, changes=(), corpus=""):
+        config = importlib.import_module(name).get_config(corpus)
+        config.update_from_flattened_dict(dict(changes))
+        fields.resolve(config, dict(changes))
+        return dry_run.describe(config, tmp_path / "workdir")
+
+    return describe
+
+
+def estimate(lines):
+    """Minutes and gigabytes."""
+    return [float(number) for number in re.findall(r"([\d.]+) (?:min|GB)", lines[-1])]
+
+
+def test_every_field_is_shown_as_it_would_be_used(described):
+    lines = described("configs.quickstart", {"seed": 7})
+    assert {"  seed = 7", "  model.width = 32", "  compare.label_counts = (30, 120, 0)", "  data.corpus = 'demo'"} <= set(lines)
+
+
+def test_a_comparison_counts_its_trainings_and_makes_nothing(described, tmp_path):
+    lines = described("configs.quickstart")
+    assert "trains 1 x pretraining of 600 steps of 64 x 3.84 s" in lines
+    assert "trains 24 x fine-tuning of 120 steps of 32 x a whole segment" in lines  # 2 arms x 3 counts x 2 seeds x 2 rates
+    assert any(line.startswith("reads ") and "DEMO_COVAREP.csd" in line and "to be generated and prepared first" in line for line in lines)
+    assert any(line.startswith(f"writes {tmp_path}/workdir: ") for line in lines)
+    assert lines[-1].startswith("ESTIMATE on this ") and "may be off by a factor of 3" in lines[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_variants_and_rotations_count(described, demo_files):
+    folds = ",".join(str(demo_files / name) for name in ("folds.json", "other.json"))
+    (demo_files / "other.json").write_text((demo_files / "folds.json").read_text())
+    lines = described("experiments.label_fraction", {"data.folds": folds})
+    assert [line.split(":")[0] for line in lines if line.startswith("reads")] == ["reads folds", "reads other"]
+    assert "trains 4 x pretraining of 600 steps of 64 x 3.84 s" in lines
+    # (2 arms x 5 counts x 5 seeds x 2 rates + 2 arms x 2 counts x 3 seeds x 2 rates) x 2; linear read-outs are no trainings
+    assert "trains 248 x fine-tuning of 150 steps of 32 x a whole segment" in lines
+
+
+def test_without_an_arm_that_reads_it_nothing_is_pretrained(described):
+    lines = described("configs.quickstart", {"compare.arms": ("scratch", "functionals")})
+    assert [line for line in lines if line.startswith("trains")] == ["trains 12 x fine-tuning of 120 steps of 32 x a whole segment"]
+
+
+def test_a_prepared_corpus_tells_its_segments(described, demo_corpus):
+    lines = described("configs.pretrain", {"data.prepared": str(demo_corpus.path)})
+    segments = ", ".join(f"{name} {len(fold)}" for name, fold in demo_corpus.folds.items())
+    assert f"reads {demo_corpus.path}, prepared; segments: {segments}" in lines and "train 36" in segments
+    assert "trains 1 x training of 2000 steps of 64 x 2.56 s" in lines
+
+
+def test_time_grows_with_the_steps_and_memory_with_the_batch(described, demo_folder):
+    base = {"data.prepared": str(demo_folder), "train.eval_every": 10_000}
+    one, longer, wider = (
+        estimate(described("configs.pretrain", base | more))
+        for more in ({}, {"train.steps": 20_000}, {"train.batch_size": 640, "train.steps": 200})
+    )
+    assert longer[0] == pytest.approx(10 * one[0], rel=0.02) and longer[1] == one[1]
+    assert wider[0] == pytest.approx(one[0], rel=0.02) and wider[1] > one[1]
+
+
+def test_files_that_are_not_there_are_named(described, tmp_path, monkeypatch):
+    monkeypatch.setenv("EMOSSL_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=f"{tmp_path}/nemo/NEMO_eGeMAPSv02.csd does not exist"):
+        described("configs.pretrain", corpus="nemo")
+
+
+def test_an_evaluation_trains_nothing(described, tmp_path):
+    lines = described("configs.evaluate", {"init_from": "runs/x"})
+    assert lines[-1] == f"reads runs/x and its corpus, or the one named; trains nothing; writes {tmp_path}/workdir"
+
+
+def test_products_are_timed_in_a_moment():
+    assert 1e6 < dry_run._speed(64, 16) < 1e16
