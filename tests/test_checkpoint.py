@@ -14,23 +14,22 @@ from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.loop import fit
 
-KEPT = {"encoder": {"kernel": np.full((2, 3), 7.0, np.float32)}, "location": np.arange(4.0, dtype=np.float32)}
+
+def variables(step):
+    """Those of one member after a step."""
+    params = {"encoder": {"kernel": np.full((2, 3), step, np.float32)}, "head": {"bias": np.arange(3, dtype=np.float32) / (step + 3)}}
+    return {"params": params, "constants": {"overall": {"location": np.arange(4, dtype=np.float32) + step}}}
 
 
-def params(step):
-    """The parameters of one member after a step."""
-    return {"encoder": {"kernel": np.full((2, 3), step, np.float32)}, "head": {"bias": np.arange(3, dtype=np.float32) / (step + 3)}}
-
-
-def snapshot(step, best_step, kept=None):
+def snapshot(step, best_step):
     """A run's, of one member: its arrays have a leading axis."""
 
     def stacked(step):
-        return jax.tree.map(lambda leaf: jnp.array(leaf[None]), params(step))
+        return jax.tree.map(lambda leaf: jnp.array(leaf[None]), variables(step))
 
     own = {"best_step": best_step, "value": 0.1 * step, "calibration": [0.5, None]}
-    state = {"mu": stacked(step), "count": jnp.full(1, step, jnp.int32)}
-    return Snapshot(step, stacked(step), state, stacked(best_step), kept, {"members": [own], "unlogged": []})
+    state = {"mu": stacked(step)["params"], "count": jnp.full(1, step, jnp.int32)}
+    return Snapshot(step, stacked(step), state, stacked(best_step), {"members": [own], "unlogged": []})
 
 
 def test_the_latest_two_and_the_best_are_kept_and_the_newest_returns_exactly(tmp_path):
@@ -44,7 +43,7 @@ def test_the_latest_two_and_the_best_are_kept_and_the_newest_returns_exactly(tmp
     latest, expected = checkpoints.latest(snapshot(0, 0)), snapshot(5, 2)
     checkpoints.close()
     assert (latest.step, latest.progress) == (5, expected.progress)
-    for name in ("params", "opt_state", "best"):
+    for name in ("variables", "opt_state", "best"):
         same(getattr(latest, name), getattr(expected, name))
 
 
@@ -55,33 +54,21 @@ def test_higher_is_better_for_the_metrics_for_which_it_is(tmp_path):
     checkpoints.close()
     assert {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()} == {2, 4, 5}
     best = checkpoint.load_best(tmp_path)
-    assert (best.step, best.kept, best.calibration) == (2, None, [0.5, None])
-    same(best.params, params(2))
+    assert (best.step, best.calibration) == (2, [0.5, None])
+    same(best.variables, variables(2))
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(best.variables))
 
 
-def test_what_readers_need_besides_is_kept_with_every_checkpoint(tmp_path):
+def test_a_sweep_keeps_the_latest_two_of_all_its_members(tmp_path):
+    """Its members' values are not one value, so that no checkpoint is the best."""
+    two = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf + 1]), snapshot(3, 1).best)
     checkpoints = Checkpoints(tmp_path, "mae")
     for step in (1, 2, 3):
-        checkpoints.save(snapshot(step, 2, KEPT), float(step))
+        checkpoints.save(dataclasses.replace(snapshot(step, 1), best=two), None)
     checkpoints.close()
-    best, latest = checkpoint.load_best(tmp_path), newest(tmp_path, snapshot(0, 0, KEPT))
-    assert (best.step, latest.step) == (2, 3)
-    same(best.params, params(2))
-    same(best.kept, KEPT)
-    same(latest.kept, KEPT)
-    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves((best.params, best.kept)))
-
-
-def test_a_damaged_keepsake_is_damage(tmp_path):
-    checkpoints = Checkpoints(tmp_path, "mae")
-    for step in (1, 2):
-        checkpoints.save(snapshot(step, 1, KEPT), float(step))
-    checkpoints.close()
-    for file in (tmp_path / checkpoint.FOLDER / "2" / "kept").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"\0" * file.stat().st_size)
-    same(checkpoint.load_best(tmp_path).kept, KEPT)
-    assert newest(tmp_path, snapshot(0, 0, KEPT)).step == 1
+    assert {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()} == {2, 3}
+    same(newest(tmp_path, dataclasses.replace(snapshot(0, 0), best=two)).best, two)
+    same(checkpoint.load_best(tmp_path).variables, variables(1))  # of the first
 
 
 def test_a_run_that_was_never_evaluated_has_no_best_step(tmp_path):
@@ -107,11 +94,11 @@ def test_a_save_is_not_touched_by_the_steps_after_it(tmp_path):
     advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 100, tree), donate_argnums=0)
     checkpoints, now = Checkpoints(tmp_path, "mae"), snapshot(1, 1)
     checkpoints.save(now, 1.0)
-    advance(now.params)
+    advance(now.variables["params"])
     advance(now.opt_state)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, "mae")
-    same(checkpoints.latest(snapshot(0, 0)).params, snapshot(1, 1).params)
+    same(checkpoints.latest(snapshot(0, 0)).variables, snapshot(1, 1).variables)
     checkpoints.close()
 
 
@@ -120,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     for step in (1, 2):
         checkpoints.save(snapshot(step, 1), float(step))
     checkpoints.close()
-    for item in ("params", "best"):
+    for item in ("variables", "best"):
         for file in (tmp_path / checkpoint.FOLDER / "2" / item).rglob("*"):
             if file.is_file():
                 file.write_bytes(b"\0" * file.stat().st_size)
@@ -132,7 +119,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
 
 def test_transfer_copies_exactly_the_encoder(tiny_config, pretraining):
     experiment = build(tiny_config("finetune", init_from=str(pretraining)))
-    pretrained = checkpoint.load_best(pretraining).params
+    pretrained = checkpoint.load_best(pretraining).variables["params"]
     same(experiment.encoder, pretrained["encoder"])
     fresh = build(tiny_config("pretrain")).params()
     assert not np.allclose(fresh["encoder"]["projection"]["kernel"], experiment.encoder["projection"]["kernel"])  # it was trained
@@ -147,10 +134,10 @@ def test_transfer_copies_exactly_the_encoder(tiny_config, pretraining):
 def test_fitting_starts_from_the_transferred_encoder(tiny_config, pretraining):
     config = tiny_config("finetune", {"train.strategy": "probe"}, init_from=str(pretraining))
     experiment = build(config)
-    member = experiment.member(experiment.training_segments(), experiment.segments("valid"), experiment.start()[0])
+    member = experiment.member(experiment.training_segments(), experiment.segments("valid"), experiment.segments("train"))
     (fitted,) = fit(experiment.objective, [member], config)
-    same(fitted.params["encoder"], checkpoint.load_best(pretraining).params["encoder"])
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(fitted.params["head"]))
+    same(fitted.variables["params"]["encoder"], checkpoint.load_best(pretraining).variables["params"]["encoder"])
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(fitted.variables["params"]["head"]))
 
 
 def test_the_card_of_a_pretraining_tells_what_it_has_seen(pretraining, demo_corpus):
@@ -191,7 +178,7 @@ def newest(folder, like=None):
         checkpoints.close()
 
 
-@pytest.mark.parametrize("item", ["metrics/metrics", "progress/metadata", "sha256/metadata", "params/_METADATA", "opt_state/_METADATA"])
+@pytest.mark.parametrize("item", ["metrics/metrics", "progress/metadata", "sha256/metadata", "variables/_METADATA", "opt_state/_METADATA"])
 @pytest.mark.parametrize("damage", [lambda text: b"\0" * len(text), lambda text: text[: len(text) // 2], lambda text: b""])
 def test_damaged_metadata_set_a_checkpoint_aside(item, damage, tmp_path, capsys):
     saved(tmp_path, 1, 2)
@@ -224,8 +211,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(it
 def test_an_intact_checkpoint_of_other_shapes_is_refused_and_stays(tmp_path):
     saved(tmp_path, 1, 2)
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], 7)), snapshot(0, 0).params)
-    for change in ({"params": wider, "best": wider}, {"opt_state": {"nu": wider, "count": jnp.zeros(1, jnp.int32)}}):
+    wider = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-1], 7)), snapshot(0, 0).variables)
+    for change in ({"variables": wider, "best": wider}, {"opt_state": {"nu": wider, "count": jnp.zeros(1, jnp.int32)}}):
         like = dataclasses.replace(snapshot(0, 0), **change)
         with pytest.raises(UserError, match="of step 2 in .* has other shapes than the config: start in another --workdir"):
             newest(tmp_path, like)

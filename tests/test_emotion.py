@@ -9,13 +9,11 @@ import optax
 import pytest
 
 from jax_emossl import metrics
-from jax_emossl.data.batches import Segments
-from jax_emossl.data.frontend import Frontend
+from jax_emossl.data.batches import Recordings
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
 from jax_emossl.objectives import emotion
 from jax_emossl.objectives.emotion import SegmentHead
-from jax_emossl.predict import predict
 from jax_emossl.representation import Representation
 
 ENCODER = Transformer(width=8, layers=0, heads=1)  # compiles fast; where the layers matter, `DEEP` is taken
@@ -24,12 +22,13 @@ EMOTIONS = ("happy", "sad", "anger")
 NUM_STEPS = np.array([10, 4, 1, 7, 3], np.int32)
 SEVERAL = np.array([[0, 1, 2], [0, 0, 0], [3, 0, 0], [0.5, 0, 0], [0, 0, 1]], np.float32)
 SINGLE = np.array([[0, 3, 0], [0, 0, 0], [3, 0, 0], [0, 0, 0], [0, 3, 0]], np.float32)  # no anger
+FOLD = Recordings(np.array([0, 1, 0, 1, 2], np.int32), np.array([0.5, 1.0, 0.25], np.float32))
 
 
-def make(labels, encoder=ENCODER, emotions=EMOTIONS, **fields):
+def make(labels, encoder=ENCODER, **fields):
     config = ml_collections.ConfigDict({"head": "auto", "loss": "huber", "dropout": 0.3, "selection": ""} | fields)
     fold = types.SimpleNamespace(labels=labels)
-    corpus = types.SimpleNamespace(emotions=emotions, fold={"train": fold}.__getitem__)
+    corpus = types.SimpleNamespace(emotions=EMOTIONS, fold={"train": fold}.__getitem__)
     return emotion.make(config, encoder, None, corpus)
 
 
@@ -38,29 +37,31 @@ def batch(labels=SEVERAL):
     features = np.where((np.arange(10) < NUM_STEPS[:, None])[..., None], features, 0)
     return {
         "features": features, "num_steps": NUM_STEPS, "labels": labels, "weight": np.ones(5, np.float32),
-        "recording": np.array([0, 1, 0, 1, 2], np.int32),
+        "recording": FOLD.place,
     }  # fmt: skip
 
 
-def learned(objective, example=None, recordings=3):
-    """Variables with a head that answers something, where a fresh one is all zeros, and standards that differ by recording."""
-    params = init(objective, jax.random.key(0), example)
-    readout, rng = params["head"]["readout"], np.random.default_rng(0)
-    pooled = len(readout["kernel"])
-    constants = {"location": rng.normal(0, 0.1, (recordings, pooled)), "scale": rng.uniform(0.5, 1, (recordings, pooled))}
+def learned(objective):
+    """Variables with a head that answers something, where a fresh one is all zeros, and the standards of the batch."""
+    params = init(objective, jax.random.key(0))
+    readout = params["head"]["readout"]
     noise = jax.random.normal(jax.random.key(1), readout["kernel"].shape)
     params = {**params, "head": {"readout": {"kernel": noise, "bias": readout["bias"] + 0.1}}}
-    return {"params": params, "constants": {name: array.astype(np.float32) for name, array in constants.items()}}
+    return {"params": params, "constants": objective.constants(pool(objective, {"params": params}, batch()), FOLD)}
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def init(objective, key, example=None):
-    return objective.init(key, example or batch())
+def init(objective, key):
+    return objective.init(key, batch())
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def scores(objective, variables, batch):
-    return objective.predict(variables, batch)["scores"]
+def pool(objective, variables, batch):
+    return objective.predict(variables, batch)
+
+
+def scores(objective, variables, batch, recordings=FOLD):
+    return np.asarray(objective.finish(variables, pool(objective, variables, batch), recordings)["scores"])
 
 
 def loss(objective, variables, batch, key=0):
@@ -74,10 +75,10 @@ def _loss(objective, variables, batch, key):
     return objective.loss(variables, batch, key)
 
 
-def plain_scores(objective, variables, batch):
-    """What the head answers to each row's pooled representation, standardised by its recording."""
+def plain_scores(objective, variables, batch, place=FOLD.place):
+    """What the head answers to each row's pooled representation, standardised by its recording's constants."""
     pooled = np.asarray(jax.jit(Representation(objective.encoder).predict)(variables, batch)["pooled"])
-    location, scale = (variables["constants"][name][batch["recording"]] for name in ("location", "scale"))
+    location, scale = (variables["constants"]["recordings"][name][place] for name in ("location", "scale"))
     readout = variables["params"]["head"]["readout"]
     return np.asarray((pooled - location) / scale @ readout["kernel"] + readout["bias"])
 
@@ -86,47 +87,60 @@ def plain_scores(objective, variables, batch):
 def test_padding_and_the_other_rows_never_change_a_prediction(labels):
     objective = make(labels, DEEP)
     variables = learned(objective)
-    together = np.asarray(scores(objective, variables, batch()))
-    assert together.std(0).min() > 0.1  # the head does answer something
+    together = np.asarray(pool(objective, variables, batch())["pooled"])
     padding = (np.arange(10) >= NUM_STEPS[:, None])[..., None]
     noisy = batch() | {"features": np.where(padding, 100.0, batch()["features"]).astype(np.float32)}
     longer = batch() | {"features": np.pad(batch()["features"], ((0, 0), (0, 22), (0, 0)), constant_values=-7.0)}
-    turned = scores(objective, variables, {name: array[::-1] for name, array in batch().items()})[::-1]
-    alone = [scores(objective, variables, {name: array[row : row + 1] for name, array in batch().items()})[0] for row in range(5)]
-    for made in (scores(objective, variables, noisy), scores(objective, variables, longer), turned, np.array(alone)):
+    turned = pool(objective, variables, {name: array[::-1] for name, array in batch().items()})["pooled"][::-1]
+    alone = [pool(objective, variables, {name: array[row : row + 1] for name, array in batch().items()})["pooled"][0] for row in range(5)]
+    for made in (pool(objective, variables, noisy)["pooled"], pool(objective, variables, longer)["pooled"], turned, np.array(alone)):
         np.testing.assert_allclose(made, together, rtol=1e-5, atol=1e-5 * np.abs(together).max())
-
-
-def test_batch_size_and_bucket_lengths_never_change_a_folds_predictions(demo_corpus):
-    frontend = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8, 0.01)
-    valid = Segments(demo_corpus, ["valid"], frontend)
-    objective = make(valid.labels, DEEP, demo_corpus.emotions)
-    example = {"features": np.zeros((1, 8, frontend.dimension), np.float32), "num_steps": np.array([8])}
-    variables = learned(objective, example, len(valid.recording_names))
-    expected = predict(objective, [variables], [valid], 8, 8.0)[0]["scores"]
-    assert expected.std(0).min() > 0.1
-    (other,) = predict(objective, [variables], [valid], 5, 2.0)
-    np.testing.assert_allclose(other["scores"], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    expected = scores(objective, variables, batch())
+    assert expected.std(0).min() > 0.1  # the head does answer something
+    np.testing.assert_allclose(scores(objective, variables, noisy), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("labels", [SEVERAL, SINGLE], ids=["intensity", "category"])
-def test_a_score_reads_the_representation_standardised_by_the_rows_recording(labels):
+def test_a_score_reads_the_representation_standardised_by_the_segments_recording(labels):
     objective = make(labels, DEEP)
     variables = learned(objective)
     expected = plain_scores(objective, variables, batch())
     np.testing.assert_allclose(scores(objective, variables, batch()), expected, rtol=1e-4, atol=1e-4)
-    moved = scores(objective, variables, batch() | {"recording": np.array([0, 1, 2, 1, 2], np.int32)})
-    changed = np.abs(np.asarray(moved) - expected).max(1) > 1e-2
-    assert changed.tolist() == [False, False, True, False, False]
+    # Segments of a recording that is not in the constants have standards of their own; those of the training fold weigh the rest.
+    other = scores(objective, variables, batch(), Recordings(np.full(5, 3, np.int32), np.append(FOLD.reliance, np.float32(0))))
+    overall, readout = variables["constants"]["overall"], variables["params"]["head"]["readout"]
+    pooled = pool(objective, variables, batch())["pooled"]
+    plain = (pooled - overall["location"]) / (overall["scale"] + 1e-3) @ readout["kernel"] + readout["bias"]
+    np.testing.assert_allclose(other, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_constants_are_the_standards_of_the_segments_they_are_made_of():
+    objective = make(SEVERAL)
+    variables = learned(objective)
+    pooled, constants = np.asarray(pool(objective, variables, batch())["pooled"]), variables["constants"]
+    np.testing.assert_allclose(constants["overall"]["location"], pooled.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(constants["overall"]["scale"], pooled.std(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(constants["recordings"]["location"][1], pooled[[1, 3]].mean(0), rtol=1e-5, atol=1e-6)
+    expected = 0.25 * pooled[4] + 0.75 * pooled.mean(0)
+    np.testing.assert_allclose(constants["recordings"]["location"][2], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_training_standardises_a_segment_as_prediction_does():
     objective = dataclasses.replace(make(SEVERAL, loss="l2"), dropout=0.0)
     variables, chosen = learned(objective), np.array([4, 1, 2])
-    predicted = np.asarray(scores(objective, variables, batch()))[chosen]
+    predicted = scores(objective, variables, batch())[chosen]
     rows = {name: array[chosen] for name, array in batch().items()}
     expected = ((predicted - SEVERAL[chosen]) ** 2).mean(1).sum()
     assert loss(objective, variables, rows) == pytest.approx((expected, 3), rel=1e-4)
+
+
+def test_a_rows_loss_is_standardised_by_its_own_recordings_constants():
+    objective = dataclasses.replace(make(SEVERAL, loss="l2"), dropout=0.0)
+    variables, place = learned(objective), np.array([0, 1, 2, 1, 2], np.int32)
+    expected = ((plain_scores(objective, variables, batch(), place) - SEVERAL) ** 2).mean(1).sum()
+    moved = loss(objective, variables, batch() | {"recording": place})
+    assert moved == pytest.approx((expected, 5), rel=1e-4)
+    assert moved[0] != pytest.approx(loss(objective, variables, batch())[0], rel=1e-2)
 
 
 def test_the_head_is_linear_and_starts_at_zero():

@@ -77,7 +77,7 @@ class Study:
         rng = np.random.default_rng(cell.seed)
         return rng.permutation(60)[: int(cell.budget) or 60]
 
-    def standardised(self, reads, seed):
+    def side_by_side(self, reads, seed):
         self.asked.append((reads, seed))
         noise = np.random.default_rng(seed if "random" in reads else 0)
         return {fold: vectors + 0.1 * noise.normal(size=vectors.shape) for fold, (vectors, _) in self.made.items()}

@@ -75,14 +75,14 @@ def test_four_methods_suffice_to_train_many_at_once(loudness, demo_corpus):
     objective = objectives.make(NAMED, None, frontend, demo_corpus)
     own = {name for name, value in vars(type(objective)).items() if callable(value) and not name.startswith("_")}
     assert own == {"init", "loss", "predict", "evaluate"} and not objective.labelled
-    assert objective.illustrate({}, {}) == {}
+    assert objective.illustrate({}, {}) == {} and objective.finish({}, {"error": 1}, None) == {"error": 1}
     config = ml_collections.ConfigDict({"data": {"loader": "memory", "bucket_growth": 8.0}, "train": SETTINGS})
     train, valid = (Segments(demo_corpus, [name], frontend) for name in ("train", "valid"))
-    variables = {"params": objective.init(None, None), "constants": {}}
-    members = [Member(seed, train, valid, variables, Rates.make(config.train), 0) for seed in range(2)]
+    params = objective.init(None, None)
+    members = [Member(seed, train, valid, None, params, Rates.make(config.train), 0) for seed in range(2)]
     for fitted in fit(objective, members, config):
         assert fitted.step in (5, 10, 15, 20) and fitted.value < 0.6 and fitted.calibration is None
-        assert 0.5 < fitted.params["level"] < 1.5
+        assert 0.5 < fitted.variables["params"]["level"] < 1.5 and fitted.variables["constants"] == {}
 
 
 def intensity(selection):
