@@ -133,10 +133,10 @@ def test_a_run_is_named_by_what_it_starts_from(config, fields, arm, tiny_config,
 def test_a_new_corpus_is_one_new_file_found_by_its_name(tiny_config, demo_files, tmp_path, monkeypatch):
     lines = ["from jax_emossl.data.corpora import Files", "def files():"]
     paths = [str(demo_files / name) for name in ("DEMO_COVAREP.csd", "DEMO_Labels.csd", "folds.json")]
-    (tmp_path / "klingon.py").write_text("\n".join([*lines, f"    return Files(*{paths})"]))
+    (tmp_path / "romulan.py").write_text("\n".join([*lines, f"    return Files(*{paths})"]))
     monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
-    loaded = corpora.load(tiny_config("scratch", {"data.prepared": "", "data.corpus": "klingon"}).data)
-    assert (loaded.name, len(loaded.fold("train"))) == ("klingon", 36)
+    loaded = corpora.load(tiny_config("scratch", {"data.prepared": "", "data.corpus": "romulan"}).data)
+    assert (loaded.name, len(loaded.fold("train"))) == ("romulan", 36)
 
 
 def test_files_of_ones_own_take_the_place_of_the_named_corpus(tiny_config, demo_files):
