@@ -238,7 +238,7 @@ def test_pretraining_learns_what_the_visible_steps_tell_of_the_masked(tiny_confi
 
 
 @pytest.mark.parametrize("name", ["pretrain", "scratch"])
-@pytest.mark.parametrize("eval_every", [2])
+@pytest.mark.parametrize("eval_every", [1, 2])
 def test_divergence_stops_a_run_with_a_sentence(name, eval_every, tiny_config, trained):
     fields = {"train.learning_rate": 1e30, "train.eval_every": eval_every}
     with pytest.raises(UserError, match="Training diverged: .* is not finite.*lower train.learning_rate"):
@@ -435,6 +435,15 @@ def test_a_diverging_member_leaves_the_others_alone(sweep, fitted):
     assert (first.variables, first.step, first.value) == (None, None, None) and "not finite" in first.diverged
     for own, expected in zip(others, fitted[1:], strict=True):
         assert_equal_runs(own, expected, 1e-6)
+
+
+def test_what_diverges_in_an_evaluation_leaves_the_others_alone(pretrainings, pretrained_together):
+    one, other = pretrainings.members
+    first, second = pretrainings.fit([wild(one), other], eval_every=1)
+    assert (first.variables, first.value) == (None, None)
+    assert first.diverged == "a value of loss at step 1 is not finite on the validation fold"
+    assert second.step == 5  # the last step has no learning rate left: it changes nothing, and is looked at alone in the other run
+    assert_equal_runs(dataclasses.replace(second, step=6), pretrained_together[1], 1e-6)
 
 
 def test_a_sweep_ends_when_all_its_members_have_diverged(sweep, tmp_path):
