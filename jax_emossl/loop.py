@@ -205,7 +205,7 @@ class _Run:
         for step, sums in [(step, jax.device_get(sums)) for step, sums in running]:
             for i, own in enumerate(progress["members"]):
                 broken = [name for name, values in sums.items() if not math.isfinite(values[i])]
-                if broken and not own["diverged"]:
+                if broken and not _over(own, self.config.train):
                     progress["members"][i] = {**own, "diverged": f"the {broken[0]} of step {step} is not finite"}
             if log:
                 progress["unlogged"] = [*progress["unlogged"], {name: float(values[0]) for name, values in sums.items()}]
@@ -224,15 +224,19 @@ class _Run:
         outputs = predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident)
         judged = []
         for member, own, made in zip(self.members, now.progress["members"], outputs, strict=True):
+            broken = [name for name, values in made.items() if not np.isfinite(values.sum())]
+            if broken and not _over(own, self.config.train):
+                own = {**own, "diverged": f"a value of {broken[0]} at step {now.step} is not finite on the validation fold"}
             if not _over(own, self.config.train):
                 value, calibration, report = assess(self.objective, made, member.valid.labels)
                 own = _judge(own, self.objective.selection, value, calibration, now.step)
             judged.append(own)
         improved = np.array([own["best_step"] == now.step for own in judged])
         best = _choose(meshes.place_members(improved, self.mesh), variables, now.best)
-        if log:
+        now = dataclasses.replace(now, variables=variables, best=best, progress={**now.progress, "members": judged})
+        if log and self.sound(now):
             log.write(now.step, {f"valid/{n}": v for n, v in report.items() if isinstance(v, float)})
-        return dataclasses.replace(now, variables=variables, best=best, progress={**now.progress, "members": judged})
+        return now
 
     def alive(self, now: Snapshot) -> bool:
         """Whether any member is still to be trained."""
