@@ -73,7 +73,8 @@ def test_all_labels_are_given_as_their_number(finetuning, comparison):
 def test_the_selection_value_is_the_validation_folds(finetuning):
     valid, test = [row for row in results.read(finetuning / "results.json")["runs"] if row["arm"] == "pretrained"]
     assert valid["fold"] == "valid" and valid["selection"] == test["selection"]
-    assert valid["selection"] == {"fold": "valid", "metric": "auroc", "value": pytest.approx(valid["metrics"]["auroc"])}
+    chosen = {"fold": "valid", "metric": "auroc", "value": pytest.approx(valid["metrics"]["auroc"]), "strategy": "probe-then-full"}
+    assert valid["selection"] == chosen
 
 
 def test_an_infinite_prior_survives_in_the_config(tmp_path):
