@@ -4,8 +4,6 @@ An arm reads what its `reads` name: an encoder that was `pretrained`, a `random`
 A `tuned` arm trains that encoder and a head (`tuned.py`); a `linear` one reads fixed vectors out (`linear.py`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 

@@ -1,11 +1,9 @@
 """The card of a run: all that its encoder and its head need besides their weights, so that prediction needs no corpus."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jax_emossl.checkpoint import FOLDER
 from jax_emossl.data.frontend import Frontend
@@ -46,7 +44,7 @@ class Card:
         write_atomically(workdir / FILE, json.dumps(table, indent=1, allow_nan=False))
 
     @classmethod
-    def load(cls, workdir: Path) -> Card:
+    def load(cls, workdir: Path) -> Self:
         """Raises UserError where `workdir` is not that of a run that has trained an encoder."""
         file = workdir / FILE
         if not file.is_file() or not (workdir / FOLDER).is_dir():

@@ -1,17 +1,15 @@
 """Checkpoints of a run (Orbax): exact resume, and the best step for those who start from it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from jax_emossl import metrics
 from jax_emossl.errors import UserError, notice
 from jax_emossl.workdir import RESULTS_FILE
 
@@ -65,25 +61,19 @@ def digest(tree: Any) -> dict[str, str]:
 
 
 class Checkpoints:
-    """The latest two checkpoints of a run and the best by its selection metric, each whole or absent."""
+    """The latest two checkpoints of a run, each whole or absent, and each with the variables of the best step so far."""
 
-    def __init__(self, workdir: Path, metric: str):
-        self._sign = -1 if metric in metrics.LOWER_IS_BETTER else 1
+    def __init__(self, workdir: Path):
         self._workdir = workdir
-        steps = [int(folder.name) for folder in (workdir / FOLDER).glob("[0-9]*/") if folder.name.isdecimal()]
-        self._damaged = [step for step in steps if not _has_sound_score(workdir, step)]
-        for step in self._damaged:  # with one of them, Orbax would open none
-            _set_aside(workdir, step)
         with _storage(workdir):
             self._manager = _manager(workdir, read_only=False)
 
-    def save(self, snapshot: Snapshot, value: float | None) -> None:
-        """Starts saving in the background; `value` is the selection metric, None where the step was not evaluated."""
+    def save(self, snapshot: Snapshot) -> None:
+        """Starts saving in the background."""
         # The next step reuses (donates) the loop's buffers while the save is still reading.
         state = jax.tree.map(jnp.copy, _state(snapshot))
-        score = None if value is None else {"score": self._sign * value}
         with _storage(self._workdir):
-            self._manager.save(snapshot.step, args=_save_args(state, snapshot.progress), metrics=score, force=True)
+            self._manager.save(snapshot.step, args=_save_args(state, snapshot.progress), force=True)
 
     def latest(self, like: Snapshot) -> Snapshot | None:
         """The newest checkpoint that is intact, shaped like `like`; damaged newer ones are set aside with a warning.
@@ -106,7 +96,7 @@ class Checkpoints:
             self._manager.close()
             _set_aside(self._workdir, step)
             self._manager = _manager(self._workdir, read_only=False)
-        if steps or self._damaged:
+        if steps:
             raise UserError(f"All checkpoints in {self._workdir / FOLDER} are damaged: start anew in another --workdir.")
         return None
 
@@ -128,15 +118,6 @@ def _set_aside(workdir: Path, step: int) -> None:
     os.replace(workdir / FOLDER / str(step), folder / f"{step}-{os.getpid()}")
 
 
-def _has_sound_score(workdir: Path, step: int) -> bool:
-    """Whether Orbax can rank a checkpoint: its selection metric is a number, or it has none."""
-    file = workdir / FOLDER / str(step) / "metrics" / "metrics"
-    try:
-        return not file.exists() or math.isfinite(_score(json.loads(file.read_bytes())))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return False
-
-
 @contextlib.contextmanager
 def _storage(workdir: Path) -> Iterator[None]:
     """A disk that is full or gone is one sentence; what was saved before stays."""
@@ -156,6 +137,7 @@ def _hush() -> None:
     """What Orbax and TensorStore tell on standard error, from their threads, they also raise, and there it becomes one sentence."""
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited")
     before = sys.unraisablehook
 
     def hook(unraisable) -> None:
@@ -168,20 +150,8 @@ def _hush() -> None:
 
 def _manager(workdir: Path, read_only: bool) -> ocp.CheckpointManager:
     _hush()
-    best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-    options = ocp.CheckpointManagerOptions(
-        best_fn=_score,
-        preservation_policy=AnyPreservationPolicy([LatestN(_LATEST), best]),
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-        lightweight_initialize=read_only,  # a reader needs no scores, which may be damaged
-    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=_LATEST, cleanup_tmp_directories=not read_only, read_only=read_only)
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
-
-
-def _score(saved_metrics: dict) -> float:
-    """The selection metric, signed so that more is better."""
-    return saved_metrics["score"]
 
 
 def _state(snapshot: Snapshot) -> dict[str, Any]:

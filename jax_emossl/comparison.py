@@ -1,7 +1,5 @@
 """What a comparison has measured: its rows and predictions, checked, and the estimates that tables and figures ask for."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -1,7 +1,5 @@
 """The fields of a config, by dotted names: what a corpus sets, every check of them, and the trainings that a comparison is made of."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import pkgutil

@@ -3,8 +3,6 @@
 The estimate counts products of matrices, three times for training, over the speed of such products, which is measured for a moment.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

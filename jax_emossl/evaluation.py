@@ -1,7 +1,5 @@
 """The rows of a run on a fold, of the model and of the constant predictor, and what a reader must know to judge them."""
 
-from __future__ import annotations
-
 from jax_emossl import results
 from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment

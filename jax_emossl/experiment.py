@@ -1,7 +1,5 @@
 """From a config to the pieces of a training: corpus, frontend, objective, segments, and what it starts from."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

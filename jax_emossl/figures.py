@@ -1,7 +1,5 @@
 """Figures of a comparison, legible in print and to colour-blind readers."""
 
-from __future__ import annotations
-
 import io
 import textwrap
 from pathlib import Path

@@ -3,8 +3,6 @@
 Shapes: B rows, T model steps, W width, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """Linear arms: fixed vectors per segment, read out by logistic or ridge regression; what a frozen encoder, or functionals, know."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Scalars of a run, for people (TensorBoard) and programs (`metrics.jsonl`)."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -4,13 +4,11 @@ A training is a member. Members share the objective and all settings but their r
 Their parameters are stacked, and every member gets the rows, keys and rates that it would get alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +123,7 @@ def fit(
             if evaluated and run.sound(now):
                 now = run.evaluated(now, log)
             if checkpoints and (evaluated or preempted) and run.sound(now):
-                checkpoints.save(now, now.progress["members"][0]["value"] if evaluated and real == 1 else None)
+                checkpoints.save(now)
             if preempted and run.sound(now):
                 raise preemption.Preempted
             if not run.alive(now):
@@ -149,7 +147,7 @@ class _Run:
     fixed: tuple[Rates, jax.Array]  # stacked: rates, and keys of the steps
 
     @classmethod
-    def of(cls, objective, members, config, mesh, resident) -> _Run:
+    def of(cls, objective, members, config, mesh, resident) -> Self:
         meshes.check_batch_size(config.train.batch_size, mesh)
         fixed = meshes.stack([(m.rates, run_keys(m.seed)[1]) for m in members])
         return cls(objective, Optimizer.make(config.train), members, config, mesh, resident, meshes.place_members(fixed, mesh))

@@ -14,8 +14,6 @@ A run started again in the same workdir goes on where it stopped. Exit codes: 0 
 input (one sentence says which), 75 stopped by SIGTERM or SIGINT with everything saved: run the command again.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Two axes of devices: members of a sweep are shared out over `members`, the rows of their batches over `data`."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

@@ -4,8 +4,6 @@ A metric that a fold cannot define (AUROC of an emotion that never occurs in it,
 reason stands in `undefined`. Shapes: S segments, E emotions, C classes.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 

@@ -1,9 +1,7 @@
 """AdamW with warm-up and cosine decay, and an encoder that may learn later or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import flax
 import jax
@@ -13,7 +11,27 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-STRATEGIES = ("full", "probe", "probe-then-full")
+
+@flax.struct.dataclass
+class Rates:
+    """What may differ between runs that share a compiled step.
+
+    Attributes:
+      learning_rate: peak.
+      trains_encoder: 1, or 0 for a probe, which leaves the encoder as it is.
+      probe_steps: steps during which the encoder is frozen.
+    """
+
+    learning_rate: Float[Array, ""]
+    trains_encoder: Float[Array, ""]
+    probe_steps: Int[Array, ""]
+
+    @classmethod
+    def make(cls, settings: ml_collections.ConfigDict) -> Self:
+        """From `config.train`; 'probe-then-full' is LP-FT (Kumar et al. 2022, arXiv 2202.10054). A pretraining has no strategy."""
+        strategy = settings.get("strategy", "full")
+        probe_steps = settings.probe_steps if strategy == "probe-then-full" else 0
+        return cls(np.float32(settings.learning_rate), np.float32(strategy != "probe"), np.int32(probe_steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +53,7 @@ class Optimizer:
     steps: int
 
     @classmethod
-    def make(cls, settings: ml_collections.ConfigDict) -> Optimizer:
+    def make(cls, settings: ml_collections.ConfigDict) -> Self:
         """From `config.train`."""
         return cls(settings.b2, settings.weight_decay, settings.clip_norm, settings.warmup_steps, settings.steps)
 
@@ -65,25 +83,3 @@ class Optimizer:
             for name, subtree in direction.items()
         }
         return optax.apply_updates(params, updates), opt_state
-
-
-@flax.struct.dataclass
-class Rates:
-    """What may differ between runs that share a compiled step.
-
-    Attributes:
-      learning_rate: peak.
-      trains_encoder: 1, or 0 for a probe, which leaves the encoder as it is.
-      probe_steps: steps during which the encoder is frozen.
-    """
-
-    learning_rate: Float[Array, ""]
-    trains_encoder: Float[Array, ""]
-    probe_steps: Int[Array, ""]
-
-    @classmethod
-    def make(cls, settings: ml_collections.ConfigDict) -> Rates:
-        """From `config.train`; 'probe-then-full' is LP-FT (Kumar et al. 2022, arXiv 2202.10054). A pretraining has no strategy."""
-        strategy = settings.get("strategy", "full")
-        probe_steps = settings.probe_steps if strategy == "probe-then-full" else 0
-        return cls(np.float32(settings.learning_rate), np.float32(strategy != "probe"), np.int32(probe_steps))

@@ -1,7 +1,5 @@
 """The predictor: outputs of one or many members over whole folds, on the devices."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

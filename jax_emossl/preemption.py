@@ -1,7 +1,5 @@
 """SIGTERM and SIGINT as a request to stop: the loop finishes its step, saves, and the program exits with 75."""
 
-from __future__ import annotations
-
 import os
 import signal
 

@@ -1,7 +1,5 @@
 """The command that prepares a corpus: frames, labels and folds in (`data/corpus.py`), memory-mapped arrays out (`data/prepared.py`)."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

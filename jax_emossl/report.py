@@ -6,8 +6,6 @@ writes WORKDIR/report.md and report.html (self-contained), tables/*.csv and *.te
 The document, with its order, its captions and its prose, is templates/report.md; here are the tables that it asks for.
 """
 
-from __future__ import annotations
-
 import base64
 import collections
 import math

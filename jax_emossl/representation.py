@@ -1,7 +1,5 @@
 """Fixed vectors of segments: an encoder's pooled representation."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

@@ -5,8 +5,6 @@
 One row per run and evaluated fold; README documents its fields.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import shlex

@@ -4,12 +4,11 @@ A comparison yields, per rotation of the folds and per seed, scores of segments 
 resampled first, then seeds (a hierarchical bootstrap); arms are compared under the same draws. A recording is tested in one rotation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -133,14 +132,14 @@ class Runs:
         """Mean over seeds with its interval."""
         return Estimate(self.value, *interval(self.replicates, self.total))
 
-    def difference(self, other: Runs) -> Estimate:
+    def difference(self, other: Self) -> Estimate:
         """This less the other, paired by recording and seed."""
         if (self.rotations, self.seeds, self.recordings) != (other.rotations, other.seeds, other.recordings):
             raise ValueError("runs that are compared must have the same rotations, seeds and recordings")
         low, high = interval(self.replicates - other.replicates, self.total)
         return Estimate(self.value - other.value, low, high, None if self.metric.pairs else self._permutation(other))
 
-    def _permutation(self, other: Runs) -> float:
+    def _permutation(self, other: Self) -> float:
         """How often a difference as large arises when the two arms change places in random recordings."""
         if self.total <= _EXACT:
             kept = np.array(list(itertools.product((1.0, 0.0), repeat=self.total)))
@@ -148,7 +147,7 @@ class Runs:
             drawn = np.random.default_rng(1).integers(0, 2, (REPLICATES, self.total)).astype(float)
             kept = np.concatenate([np.ones((1, self.total)), drawn])
 
-        def value(one: Runs, two: Runs) -> np.ndarray:
+        def value(one: Self, two: Self) -> np.ndarray:
             sums = zip(one.sums(self._split(kept)), two.sums(self._split(1 - kept)), strict=True)
             return self.metric.value(sum(a + b for a, b in sums)).mean(1)
 

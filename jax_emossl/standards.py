@@ -1,7 +1,5 @@
 """Standards: where each recording's vectors lie, so that what differs between recordings alone is taken out."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,11 +1,9 @@
 """One variant of a comparison on one rotation of the folds: its data, its vectors, and the cells that arms answer."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import ml_collections
 import numpy as np
@@ -69,7 +67,7 @@ class Study:
     known: dict[tuple[str, int], dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def make(cls, config: ml_collections.ConfigDict, experiment: Experiment) -> Study:
+    def make(cls, config: ml_collections.ConfigDict, experiment: Experiment) -> Self:
         # The test fold is not looked at unless it is reported.
         folds = dict.fromkeys(("train", "valid", config.compare.fold))
         return cls(config, experiment, experiment.encoder, {fold: experiment.segments(fold) for fold in folds})

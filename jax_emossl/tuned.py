@@ -1,7 +1,5 @@
 """Tuned arms: encoder and head are trained on the labels; validation chooses strategy, learning rate and step."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools
@@ -76,7 +74,7 @@ def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]],
     if not members:
         return []
     objective, config = study.experiment.objective, grids[0][0].config
-    with contextlib.closing(Checkpoints(under_way, objective.selection)) as checkpoints:
+    with contextlib.closing(Checkpoints(under_way)) as checkpoints:
         ended = fit(objective, members, config, resident=study.resident, checkpoints=checkpoints, description=words)
     for member in ended:
         if member.diverged:

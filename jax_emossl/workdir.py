@@ -1,7 +1,5 @@
 """The folder of a run: its config, and the rule that one folder holds one run."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

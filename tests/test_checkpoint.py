@@ -32,53 +32,39 @@ def snapshot(step, best_step):
     return Snapshot(step, stacked(step), state, stacked(best_step), {"members": [own], "unlogged": []})
 
 
-def test_the_latest_two_and_the_best_are_kept_and_the_newest_returns_exactly(tmp_path):
-    checkpoints = Checkpoints(tmp_path, "mae")
-    for step, value in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 5.0), (5, 4.0)):
-        checkpoints.save(snapshot(step, best_step=min(step, 2)), value)
+def test_the_latest_two_are_kept_the_newest_returns_exactly_and_holds_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(1, 6):
+        checkpoints.save(snapshot(step, best_step=min(step, 2)))
     checkpoints.close()
-    steps = {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()}
-    assert steps == {2, 4, 5}
-    checkpoints = Checkpoints(tmp_path, "mae")
-    latest, expected = checkpoints.latest(snapshot(0, 0)), snapshot(5, 2)
-    checkpoints.close()
+    assert {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()} == {4, 5}
+    latest, expected = newest(tmp_path, snapshot(0, 0)), snapshot(5, 2)
     assert (latest.step, latest.progress) == (5, expected.progress)
     for name in ("variables", "opt_state", "best"):
         same(getattr(latest, name), getattr(expected, name))
-
-
-def test_higher_is_better_for_the_metrics_for_which_it_is(tmp_path):
-    checkpoints = Checkpoints(tmp_path, "uar")
-    for step, value in ((1, 0.3), (2, 0.9), (3, 0.2), (4, 0.5), (5, 0.4)):
-        checkpoints.save(snapshot(step, best_step=min(step, 2)), value)
-    checkpoints.close()
-    assert {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()} == {2, 4, 5}
     best = checkpoint.load_best(tmp_path)
     assert (best.step, best.calibration) == (2, [0.5, None])
     same(best.variables, variables(2))
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(best.variables))
 
 
-def test_a_sweep_keeps_the_latest_two_of_all_its_members(tmp_path):
-    """Its members' values are not one value, so that no checkpoint is the best."""
+def test_a_sweep_keeps_all_its_members(tmp_path):
     two = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf + 1]), snapshot(3, 1).best)
-    checkpoints = Checkpoints(tmp_path, "mae")
-    for step in (1, 2, 3):
-        checkpoints.save(dataclasses.replace(snapshot(step, 1), best=two), None)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(dataclasses.replace(snapshot(3, 1), best=two))
     checkpoints.close()
-    assert {int(folder.name) for folder in (tmp_path / checkpoint.FOLDER).iterdir()} == {2, 3}
     same(newest(tmp_path, dataclasses.replace(snapshot(0, 0), best=two)).best, two)
     same(checkpoint.load_best(tmp_path).variables, variables(1))  # of the first
 
 
 def test_a_run_that_was_never_evaluated_has_no_best_step(tmp_path):
-    checkpoints = Checkpoints(tmp_path, "mae")
-    checkpoints.save(snapshot(1, 1), None)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(snapshot(1, 1))
     checkpoints.close()
     never = snapshot(2, 1)
     never.progress["members"][0]["best_step"] = None
-    checkpoints = Checkpoints(tmp_path / "other", "mae")
-    checkpoints.save(never, None)
+    checkpoints = Checkpoints(tmp_path / "other")
+    checkpoints.save(never)
     checkpoints.close()
     assert checkpoint.load_best(tmp_path).step == 1  # saved when stopped, after an evaluation
     with pytest.raises(UserError, match="holds no complete checkpoint: run its training first"):
@@ -92,27 +78,27 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
 
 def test_a_save_is_not_touched_by_the_steps_after_it(tmp_path):
     advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 100, tree), donate_argnums=0)
-    checkpoints, now = Checkpoints(tmp_path, "mae"), snapshot(1, 1)
-    checkpoints.save(now, 1.0)
+    checkpoints, now = Checkpoints(tmp_path), snapshot(1, 1)
+    checkpoints.save(now)
     advance(now.variables["params"])
     advance(now.opt_state)
     checkpoints.close()
-    checkpoints = Checkpoints(tmp_path, "mae")
+    checkpoints = Checkpoints(tmp_path)
     same(checkpoints.latest(snapshot(0, 0)).variables, snapshot(1, 1).variables)
     checkpoints.close()
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
-    checkpoints = Checkpoints(tmp_path, "mae")
+    checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
-        checkpoints.save(snapshot(step, 1), float(step))
+        checkpoints.save(snapshot(step, 1))
     checkpoints.close()
     for item in ("variables", "best"):
         for file in (tmp_path / checkpoint.FOLDER / "2" / item).rglob("*"):
             if file.is_file():
                 file.write_bytes(b"\0" * file.stat().st_size)
     assert checkpoint.load_best(tmp_path).step == 1
-    checkpoints = Checkpoints(tmp_path, "mae")
+    checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest(snapshot(0, 0)).step == 1
     checkpoints.close()
 
@@ -164,21 +150,21 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_is_refused(tiny_conf
 
 def saved(folder, *steps):
     """Checkpoints of these steps, the first of which is the best."""
-    checkpoints = Checkpoints(folder, "mae")
+    checkpoints = Checkpoints(folder)
     for step in steps:
-        checkpoints.save(snapshot(step, steps[0]), float(step))
+        checkpoints.save(snapshot(step, steps[0]))
     checkpoints.close()
 
 
 def newest(folder, like=None):
-    checkpoints = Checkpoints(folder, "mae")
+    checkpoints = Checkpoints(folder)
     try:
         return checkpoints.latest(like or snapshot(0, 0))
     finally:
         checkpoints.close()
 
 
-@pytest.mark.parametrize("item", ["metrics/metrics", "progress/metadata", "sha256/metadata", "variables/_METADATA", "opt_state/_METADATA"])
+@pytest.mark.parametrize("item", ["progress/metadata", "sha256/metadata", "variables/_METADATA", "opt_state/_METADATA"])
 @pytest.mark.parametrize("damage", [lambda text: b"\0" * len(text), lambda text: text[: len(text) // 2], lambda text: b""])
 def test_damaged_metadata_set_a_checkpoint_aside(item, damage, tmp_path, capsys):
     saved(tmp_path, 1, 2)
@@ -199,11 +185,10 @@ def test_a_changed_number_in_the_progress_is_damage(tmp_path):
     assert newest(tmp_path).step == 1
 
 
-@pytest.mark.parametrize("item", ["metrics/metrics", "progress/metadata"])
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(item, tmp_path):
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(tmp_path):
     saved(tmp_path, 1, 2)
     for step in "12":
-        (tmp_path / checkpoint.FOLDER / step / item).write_bytes(b"")
+        (tmp_path / checkpoint.FOLDER / step / "progress" / "metadata").write_bytes(b"")
     with pytest.raises(UserError, match="All checkpoints in .* are damaged: start anew in another --workdir"):
         newest(tmp_path)
 
@@ -227,8 +212,8 @@ def test_a_damaged_checkpoint_does_not_pass_for_one_of_other_shapes(tmp_path):
 
 
 def test_what_the_loop_does_during_a_save_is_not_in_it(tmp_path):
-    checkpoints, now = Checkpoints(tmp_path, "mae"), snapshot(1, 1)
-    checkpoints.save(now, 1.0)
+    checkpoints, now = Checkpoints(tmp_path), snapshot(1, 1)
+    checkpoints.save(now)
     now.progress["members"][0]["value"] = "later"
     checkpoints.close()
     assert newest(tmp_path).progress == snapshot(1, 1).progress

@@ -33,9 +33,9 @@ class Recorder:
         self.snapshots = {}
 
     def latest(self, like):
-        self.save(like, None)
+        self.save(like)
 
-    def save(self, snapshot, value):
+    def save(self, snapshot):
         self.snapshots[snapshot.step] = jax.tree.map(lambda leaf: np.array(leaf)[0], snapshot.variables)
 
 
@@ -408,11 +408,11 @@ def test_pretrainings_on_different_folds_are_members_too(pretrainings, pretraine
 
 @pytest.mark.parametrize("step", [2, 5], ids=["at an evaluation", "between two"])
 def test_a_stopped_sweep_goes_on_bit_identically(step, sweep, fitted, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, contextlib.closing(Checkpoints(tmp_path, sweep.objective.selection)) as checkpoints:
+    with monkeypatch.context() as patch, contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         stop_at(patch, step)
         with pytest.raises(preemption.Preempted):
             sweep.fit(checkpoints=checkpoints)
-    with contextlib.closing(Checkpoints(tmp_path, sweep.objective.selection)) as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.newest() == step
         for again, once in zip(sweep.fit(checkpoints=checkpoints), fitted, strict=True):
             assert_equal_runs(again, once)
@@ -447,7 +447,7 @@ def test_what_diverges_in_an_evaluation_leaves_the_others_alone(pretrainings, pr
 
 
 def test_a_sweep_ends_when_all_its_members_have_diverged(sweep, tmp_path):
-    with contextlib.closing(Checkpoints(tmp_path, sweep.objective.selection)) as checkpoints:
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         ended = sweep.fit([wild(member) for member in sweep.members], checkpoints)
         assert checkpoints.newest() is None  # nothing is worth going on from
     assert all(own.variables is None and own.diverged for own in ended)
@@ -485,7 +485,7 @@ def stopped(*own, resident):
     steps = itertools.count(1)
     preemption.requested = lambda: next(steps) == 3
     for _ in range(2):
-        with contextlib.closing(Checkpoints(folder, own[0].selection)) as checkpoints, contextlib.suppress(preemption.Preempted):
+        with contextlib.closing(Checkpoints(folder)) as checkpoints, contextlib.suppress(preemption.Preempted):
             ended = loop.fit(*own, resident=resident, checkpoints=checkpoints)
     return ended
 

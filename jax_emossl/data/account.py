@@ -1,7 +1,5 @@
 """The account of a preparation: what was kept, dropped, repaired and clipped, counted and told."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 EXAMPLES = 5  # ids that are named per reason

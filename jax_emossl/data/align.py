@@ -1,7 +1,5 @@
 """Which frames belong to which interval: the CMU Multimodal SDK's rule, vectorised."""
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float, Int
 

@@ -1,10 +1,8 @@
 """Segments of a corpus as model-ready batches, gathered by a selection of rows."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -65,7 +63,7 @@ class Segments:
     def by_recording(self) -> Recordings:
         return Recordings(self._recording, self._reliance)
 
-    def take(self, positions: Int[np.ndarray, "n"]) -> Segments:
+    def take(self, positions: Int[np.ndarray, "n"]) -> Self:
         """Some of the segments, in the order of `positions`."""
         segments = copy.copy(self)
         for name in ("_part", "_first", "_count", "recordings", "_recording", "labels", "lengths", "positions"):

@@ -4,8 +4,6 @@ Every frame, segment and label passes through here once: aligned (`align.py`), c
 (`account.py`), and written in the form of `prepared.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ A computational sequence is an HDF5 file (layout of the CMU Multimodal SDK, gith
     /<root name>/metadata/<key>              (1,)     JSON text
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Which recording is in which fold: read from a JSON file, or CMU-MOSEI's standard folds from the CMU SDK."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import runpy

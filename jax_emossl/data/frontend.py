@@ -1,9 +1,8 @@
 """From raw frames to what the encoder sees: normalise, clip, pool, stack. Every path uses this one."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 import ml_collections
 import numpy as np
@@ -37,7 +36,7 @@ class Frontend:
     frame_seconds: float
 
     @classmethod
-    def make(cls, data: ml_collections.ConfigDict, corpus: Corpus) -> Frontend:
+    def make(cls, data: ml_collections.ConfigDict, corpus: Corpus) -> Self:
         """That of `config.data` for a corpus, whose training fold normalises; it takes as many frames as come nearest to its seconds."""
         pool = max(1, round(data.pool / corpus.frame_seconds))
         stack = max(1, round(data.stack / (pool * corpus.frame_seconds)))
@@ -107,7 +106,7 @@ class Frontend:
         return own | {"train": self.train.to_json(), "prior": None if np.isinf(self.prior) else self.prior}
 
     @classmethod
-    def from_json(cls, table: dict) -> Frontend:
+    def from_json(cls, table: dict) -> Self:
         """Raises KeyError, TypeError or ValueError on anything that `to_json` does not write."""
         train, names, prior = Statistics.from_json(table["train"]), tuple(table["names"]), table["prior"]
         numbers = [kind(table[name]) for name, kind in (("clip", float), ("pool", int), ("stack", int), ("frame_seconds", float))]

@@ -1,7 +1,5 @@
 """Functionals: what people compute of a segment's features when they do not learn an encoder."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

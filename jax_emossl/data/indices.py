@@ -3,11 +3,10 @@
 The same selections feed the tf.data pipeline, in-memory training and evaluation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,12 +30,12 @@ class Selection:
     weight: Float[np.ndarray, "b"]
     length: int
 
-    def shard(self, process: int, processes: int) -> Selection:
+    def shard(self, process: int, processes: int) -> Self:
         """This process's equal share of the rows."""
         rows = slice(process * len(self.segments) // processes, (process + 1) * len(self.segments) // processes)
         return dataclasses.replace(self, segments=self.segments[rows], starts=self.starts[rows], weight=self.weight[rows])
 
-    def padded(self, length: int) -> Selection:
+    def padded(self, length: int) -> Self:
         """The same rows, padded to `length` steps."""
         return dataclasses.replace(self, length=length)
 

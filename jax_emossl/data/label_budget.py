@@ -1,7 +1,5 @@
 """Which segments get a label when only N labels are affordable."""
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float, Int
 

@@ -3,8 +3,6 @@
 The only module of training that needs TensorFlow, which it imports when called.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -10,8 +10,6 @@
 with the folds train, valid, test and, where asked for, train_unlabelled. With words, a frame is a word's average.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import dataclasses

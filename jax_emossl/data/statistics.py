@@ -1,9 +1,8 @@
 """Normalisation statistics of recordings, and their shrinkage toward the training fold's."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -44,7 +43,7 @@ class Statistics:
         frames: Float[np.ndarray, "n f"],
         intervals: Float[np.ndarray, "n 2"],
         counts: Bool[np.ndarray, "n f"] | None = None,
-    ) -> Statistics:
+    ) -> Self:
         """Statistics of one recording over its finite values, restricted to those in `counts` if given.
 
         `intervals`, in seconds and sorted by start, may overlap one another: `seconds` is the time they cover.
@@ -58,7 +57,7 @@ class Statistics:
         return cls(mean, variance, covered_seconds(intervals), number.astype(np.float64))
 
     @classmethod
-    def pooled(cls, parts: Sequence[Statistics]) -> Statistics:
+    def pooled(cls, parts: Sequence[Self]) -> Self:
         """Statistics of all the parts' values together."""
         number = np.array([p.count for p in parts])
         mean = np.array([np.nan_to_num(p.mean) for p in parts])
@@ -73,7 +72,7 @@ class Statistics:
         """The weight n / (n + prior) of these statistics, n being `seconds`; 0 for an infinite prior."""
         return 0.0 if np.isinf(prior) else self.seconds / max(self.seconds + prior, np.finfo(float).tiny)
 
-    def shrunk(self, toward: Statistics, prior: float) -> Statistics:
+    def shrunk(self, toward: Self, prior: float) -> Self:
         """Mean and variance each weighted n / (n + prior) against `toward`'s, n being `seconds`.
 
         A prior of 0 keeps these, infinity takes `toward`'s, as does a dimension without any value.
@@ -91,7 +90,7 @@ class Statistics:
         return {"mean": mean, "variance": variance, "seconds": self.seconds}
 
     @classmethod
-    def from_json(cls, table: dict) -> Statistics:
+    def from_json(cls, table: dict) -> Self:
         """Raises KeyError, TypeError or ValueError on anything `to_json` does not write."""
         mean, variance = (np.array(table[key], np.float64) for key in ("mean", "variance"))
         seconds = float(table["seconds"])

@@ -3,8 +3,6 @@
 TensorFlow and TensorFlow Datasets are imported when called: nothing else in the data path needs them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io

@@ -4,8 +4,6 @@ A file `encoders/<name>.py` offers `make(model, dropout)`, where `model` is `con
 `Encoder` says. Its parameters are the subtree `encoder` of every objective's.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import NamedTuple, Protocol
 

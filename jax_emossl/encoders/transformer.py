@@ -3,8 +3,6 @@
 Shapes: B rows, T model steps, D input width, W model width, H heads.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -4,8 +4,6 @@ A file `objectives/<name>.py` offers `make(config, encoder, frontend, corpus)`, 
 `Objective`, an immutable, hashable value.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Fine-tuning on emotion labels: an intensity per emotion, or one category per segment."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

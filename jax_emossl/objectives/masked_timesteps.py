@@ -4,8 +4,6 @@ After Nimitsurachat & Washington 2023 (arXiv 2307.12343); spans as in Mockingjay
 pooled encoder must also tell statistics of the whole crop from what is left of it, so that it keeps what functionals know.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import flax.linen as nn

@@ -1,11 +1,10 @@
 """Pretrain, then compare with what one would do without: arms x label counts x seeds, on one or several rotations of the folds."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import ml_collections
 import numpy as np
@@ -75,7 +74,7 @@ class _Plan:
     cells: Sequence[Cell]
 
     @classmethod
-    def make(cls, config: ml_collections.ConfigDict, out: Path, variant: str, rotation: str, several: bool) -> _Plan:
+    def make(cls, config: ml_collections.ConfigDict, out: Path, variant: str, rotation: str, several: bool) -> Self:
         experiment = build(configs.part(config, "finetune"))
         folder = out / "pretrain" / variant / (rotation if several else "")
         cells = _cells(config, rotation, len(experiment.corpus.fold("train")))

@@ -1,7 +1,5 @@
 """Evaluate the best checkpoint of a finished run on a fold."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

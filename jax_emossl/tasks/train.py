@@ -1,7 +1,5 @@
 """Train one model for one objective, evaluate it, and leave its numbers in the workdir."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from pathlib import Path
@@ -29,7 +27,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     card.save(workdir)
     train, valid = experiment.training_segments(), experiment.segments("valid")
     member = experiment.member(train, valid, experiment.segments("train"))
-    with contextlib.closing(Checkpoints(workdir, experiment.objective.selection)) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         (fitted,) = fit(
             experiment.objective, [member], config,
             checkpoints=checkpoints, scalars=lambda step: Scalars(workdir, step), description=experiment.arm,

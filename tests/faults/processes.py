@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from jax_emossl import checkpoint
 
 # Steps in all and to an evaluation, so that a good part of the time between two checkpoints is training.
-STEPS = {"pretrain": (1200, 100), "finetune": (240, 20), "scratch": (240, 20)}
+STEPS = {"pretrain": (600, 50), "finetune": (240, 20), "scratch": (240, 20)}
 QUICK = "quick"
 PATIENCE = 300  # seconds after which a process is taken to hang
 

@@ -29,7 +29,6 @@ DAMAGE = {
     "a byte of the optimiser state": lambda folder: flip(largest(folder / "opt_state"), 0.7),
     "a byte of the best variables": lambda folder: flip(largest(folder / "best")),
     "a byte of the progress": lambda folder: flip(folder / "progress" / "metadata"),
-    "a byte of the score": lambda folder: flip(folder / "metrics" / "metrics", 0.2),
     "a byte of the sums": lambda folder: flip(folder / "sha256" / "metadata"),
 }
 

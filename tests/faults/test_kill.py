@@ -7,7 +7,7 @@ import pytest
 
 from faults.processes import STEPS, end, wait
 
-_PLAN = ("anywhere", "training", "saving", "training", "saving", "saving", "training", "final evaluation")
+_PLAN = ("anywhere", "training", "saving", "training", "saving", "training", "final evaluation")
 
 
 def kill(run, moment, last, rng):
@@ -36,7 +36,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(seed, name, again, i
         survived += 1
     done = run.finish()
     assert done.returncode == 0, done.stderr
-    assert survived >= 7
+    assert survived >= 6
     identical(run, name)
 
 

@@ -4,8 +4,6 @@ A file `corpora/<name>.py` offers `files() -> Files`: where its features, labels
 of dotted fields of a comparison's config and their values on this corpus; those of `pretrain` and `finetune` hold for a run alone, too.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib

@@ -8,8 +8,6 @@ level and range of every feature and in their natural tempo. Nothing is done for
 model from scratch sees the same segments and labels.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
