@@ -184,7 +184,7 @@ class _Run:
             feeds = [_places(self.resident, m, s, range(step, stop)) for m, s in own]
         else:
             load = _LOADERS[self.config.data.loader]
-            feeds = [load(m.train, s, m.seed, step, stop, meshes.process()) for m, s in own]
+            feeds = [load(m.train, s, m.seed, step, stop) for m, s in own]
         for rows in zip(*feeds, strict=True):
             yield meshes.place_rows(meshes.stack(rows), self.mesh)
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_emossl.errors import UserError
@@ -62,24 +61,13 @@ def keep_members(tree: Any, mesh: Mesh) -> Any:
 
 
 def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows (M, B, ...), placed on its devices as its part of the global batch."""
-    sharding = NamedSharding(mesh, PartitionSpec("members", "data"))
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    """Rows (M, B, ...), each member's shared out over its devices."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("members", "data")))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The same values on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def gather(rows: jax.Array) -> np.ndarray:
-    """A sharded array as a whole, on every process."""
-    return np.asarray(multihost_utils.process_allgather(rows, tiled=True) if jax.process_count() > 1 else rows)
-
-
-def process() -> tuple[int, int]:
-    """This process's number and the number of processes."""
-    return jax.process_index(), jax.process_count()
 
 
 def each(function: Callable, mesh: Mesh) -> Callable:

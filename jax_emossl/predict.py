@@ -74,7 +74,7 @@ def predict_rows(
 
     def keep(turn: int, made: Outputs) -> None:
         for name, values in made.items():
-            for plan, own, part, value in zip(plans, outputs, parts, meshes.gather(values), strict=True):
+            for plan, own, part, value in zip(plans, outputs, parts, np.asarray(values), strict=True):
                 if turn < len(plan):
                     kept = plan[turn].segments[plan[turn].weight > 0]
                     own.setdefault(name, np.zeros((len(part), *value.shape[1:]), value.dtype))[kept] = value[: len(kept)]
@@ -83,7 +83,7 @@ def predict_rows(
     for turn in range(max(map(len, plans))):
         selections = [plan[min(turn, len(plan) - 1)] for plan in plans]
         length = max(selection.length for selection in selections)
-        rows = [gather(part, own.padded(length).shard(*meshes.process())) for part, own in zip(parts, selections, strict=True)]
+        rows = [gather(part, own.padded(length)) for part, own in zip(parts, selections, strict=True)]
         made = _predict(objective, mesh, steps, variables, meshes.place_rows(meshes.stack(rows), mesh))
         if before:  # the devices never wait for the host
             keep(turn - 1, before)

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import IO
 
 import ml_collections
 
+from jax_emossl.config import flat
 from jax_emossl.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -42,8 +42,8 @@ def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False
             raise UserError(f"{workdir} holds a finished run, on which --insist cannot go on: give another --workdir.")
         started = any((workdir / name).exists() for name in (RESULTS_FILE, "checkpoints", "pretrain"))
         if file.exists() and started and not insist:
-            differing = _differing(plain(read_config(workdir)), wanted)
-            if differing:
+            before, now = flat(plain(read_config(workdir))), flat(wanted)
+            if differing := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
                 raise UserError(
                     f"{workdir} belongs to a run whose config differs in {', '.join(differing)}: "
                     "give another --workdir or the same config, or --insist to go on with the new one."
@@ -102,26 +102,6 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         raise UserError(f"{file} is missing or damaged: give the workdir of a run.") from error
 
 
-def _differing(a: dict, b: dict, prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two configs differ."""
-    names = []
-    for key in sorted(set(a) | set(b)):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            names += _differing(left, right, f"{prefix}{key}.")
-        elif left != right and not (isinstance(left, float) and str(left) == str(right)):
-            names.append(prefix + key)
-    return names
-
-
 def plain(config: ml_collections.ConfigDict) -> dict:
     """The config as JSON; an infinite prior becomes text, which JSON can hold."""
-
-    def convert(value):
-        if isinstance(value, dict):
-            return {k: convert(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [convert(v) for v in value]
-        return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-    return convert(config.to_dict())
+    return json.loads(json.dumps(config.to_dict()), parse_constant=str)

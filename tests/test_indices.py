@@ -81,15 +81,6 @@ def test_a_far_step_costs_no_more_than_a_near_one():
     assert len(sampler.indices(0, 10**12).segments) == 8
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_shards_tile_the_batch(processes):
-    selection = Sampler(np.arange(1, 30), 8, crop=5).indices(3, 2)
-    shards = [selection.shard(p, processes) for p in range(processes)]
-    for name in ("segments", "starts", "weight"):
-        np.testing.assert_array_equal(np.concatenate([getattr(s, name) for s in shards]), getattr(selection, name))
-    assert {s.length for s in shards} == {selection.length}
-
-
 def test_batches_may_all_be_padded_to_one_length():
     lengths = np.array([3, 9, 30, 31, 60, 4])
     for length in (60, 100):

@@ -98,7 +98,7 @@ class Segments:
         }
 
 
-def in_memory(segments: Segments, sampler: Sampler, seed: int, start: int, stop: int, process: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+def in_memory(segments: Segments, sampler: Sampler, seed: int, start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps start..stop-1, gathered one by one; no TensorFlow needed."""
     for step in range(start, stop):
-        yield segments.gather(sampler.indices(seed, step).shard(*process))
+        yield segments.gather(sampler.indices(seed, step))

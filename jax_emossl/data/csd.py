@@ -10,10 +10,7 @@ A computational sequence is an HDF5 file (layout of the CMU Multimodal SDK, gith
 import ast
 import contextlib
 import json
-import os
-import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -145,7 +142,7 @@ class Sequence(contextlib.AbstractContextManager):
           UserError: the entry is damaged, or a time is not finite or ends before it starts.
         """
         with _blame(self._where(entry)):
-            intervals = _read_all(self._dataset(entry, "intervals")).astype(np.float64, copy=False)
+            intervals = self._dataset(entry, "intervals")[()].astype(np.float64, copy=False)
         bad = np.flatnonzero(~np.isfinite(intervals).all(1) | (intervals[:, 1] < intervals[:, 0]))
         if len(bad):
             times = "runs from {:g} s to {:g} s".format(*intervals[bad[0]])
@@ -160,40 +157,13 @@ class Sequence(contextlib.AbstractContextManager):
         """
         self.shape(entry)
         with _blame(self._where(entry)), np.errstate(all="ignore"):
-            features = _read_all(self._dataset(entry, "features")).astype(np.float32, copy=False)
+            features = self._dataset(entry, "features")[()].astype(np.float32, copy=False)
         return features, self.intervals(entry)
 
 
 def _holds(group: h5py.Group, name: str, kind: type) -> bool:
     """Whether a group has such a member; soft and external links, which could point into other files, are not followed."""
     return isinstance(group.get(name, getlink=True), h5py.HardLink) and isinstance(group[name], kind)
-
-
-def _read_all(data: h5py.Dataset) -> np.ndarray:
-    """`data[()]`; chunks compressed with gzip alone are decompressed on all cores, where HDF5 uses one."""
-    if data.compression == "gzip" and data.id.get_create_plist().get_nfilters() == 1:
-        # A chunk that was never written or is not compressed is HDF5's business, and so is its complaint.
-        with contextlib.suppress(OSError, RuntimeError, ValueError, zlib.error):
-            return _decompress(data)
-    return data[()]
-
-
-def _decompress(data: h5py.Dataset) -> np.ndarray:
-    values = np.empty(data.shape, data.dtype)
-    places = list(data.iter_chunks())
-    # HDF5 must not be called from several threads at once, so this one reads; the others never touch it.
-    packed = [data.id.read_direct_chunk(tuple(axis.start for axis in place))[1] for place in places]
-    shape, dtype, size = data.chunks, data.dtype, int(np.prod(data.chunks)) * data.dtype.itemsize
-    workers = os.cpu_count() or 1
-
-    def unpack(worker: int) -> None:
-        for place, text in zip(places[worker::workers], packed[worker::workers], strict=True):
-            chunk = np.frombuffer(zlib.decompress(text, bufsize=size), dtype).reshape(shape)
-            values[place] = chunk[tuple(slice(axis.stop - axis.start) for axis in place)]
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(unpack, range(workers)))  # the list raises what a thread raised
-    return values
 
 
 def write(

@@ -30,11 +30,6 @@ class Selection:
     weight: Float[np.ndarray, "b"]
     length: int
 
-    def shard(self, process: int, processes: int) -> Self:
-        """This process's equal share of the rows."""
-        rows = slice(process * len(self.segments) // processes, (process + 1) * len(self.segments) // processes)
-        return dataclasses.replace(self, segments=self.segments[rows], starts=self.starts[rows], weight=self.weight[rows])
-
     def padded(self, length: int) -> Self:
         """The same rows, padded to `length` steps."""
         return dataclasses.replace(self, length=length)

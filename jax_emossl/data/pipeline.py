@@ -12,7 +12,7 @@ from jax_emossl.data.indices import Sampler
 from jax_emossl.errors import UserError
 
 
-def tf_data(segments: Segments, sampler: Sampler, seed: int, start: int, stop: int, process: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+def tf_data(segments: Segments, sampler: Sampler, seed: int, start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps start..stop-1, prepared in the background; equal to `batches.in_memory`'s.
 
     Raises:
@@ -26,12 +26,12 @@ def tf_data(segments: Segments, sampler: Sampler, seed: int, start: int, stop: i
         ) from error
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
-    example = segments.gather(sampler.indices(seed, start).shard(*process))
+    example = segments.gather(sampler.indices(seed, start))
     types = [tf.as_dtype(array.dtype) for array in example.values()]
     shapes = [(len(array), None, array.shape[2]) if array.ndim == 3 else array.shape for array in example.values()]
 
     def gather(step: np.ndarray) -> list[np.ndarray]:
-        return list(segments.gather(sampler.indices(seed, int(step)).shard(*process)).values())
+        return list(segments.gather(sampler.indices(seed, int(step))).values())
 
     def assemble(step):
         arrays = tf.numpy_function(gather, [step], types)

@@ -9,9 +9,6 @@ model from scratch sees the same segments and labels.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +17,10 @@ from jaxtyping import Float
 from scipy.signal import lfilter
 from scipy.stats import norm
 
-from jax_emossl.data import csd
+from jax_emossl.data import csd, prepared
 from jax_emossl.data.corpora import Files, cache_dir
 from jax_emossl.data.corpus import COVAREP_DIMENSIONS
+from jax_emossl.errors import UserError
 
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")
 _VERSION = 2  # raise whenever the generated values change
@@ -78,19 +76,12 @@ def _folder() -> Path:
 
 
 def _create() -> None:
-    folder = _folder()
-    if folder.is_dir():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".demo.", dir=folder.parent))
     try:
-        generate(scratch)
-        os.rename(scratch, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster
+        with prepared.new_folder(_folder(), overwrite=False) as folder:
+            generate(folder)
+    except UserError:
+        if not _folder().is_dir():  # else another process was faster
             raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def generate(folder: Path, folds: dict[str, int] = _FOLDS, seed: int = _SEED) -> None:
