@@ -11,7 +11,7 @@ import numpy as np
 from jax_emossl import results, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.errors import UserError
-from jax_emossl.metrics import LOWER_IS_BETTER, UNSEEN
+from jax_emossl.metrics import UNSEEN
 from jax_emossl.significance import Estimate, Metric, Runs, Scored
 
 _MOST_UNSEEN = 1000  # classes that training does not know; labels never have as many
@@ -110,13 +110,6 @@ class Comparison:
         """None where the arms do not (yet) have the same rotations and seeds."""
         one, two = (self.runs(variant, name, budget, metric) for name in (arm, other))
         return one.difference(two) if (one.rotations, one.seeds) == (two.rotations, two.seeds) else None
-
-    def labels_needed(self, variant: str, arm: str, other: str, budget: float, metric: str) -> float | None:
-        """Labels with which `other` reaches what `arm` reaches at a budget, as `significance.label_efficiency` reckons."""
-        budgets = self.budgets(variant, arm, other)
-        curve = [self.runs(variant, other, own, metric).value for own in budgets]
-        reached = self.runs(variant, arm, budget, metric).value
-        return significance.label_efficiency([self.labels(own) for own in budgets], curve, reached, metric in LOWER_IS_BETTER)
 
     def constant(self, metric: str) -> float | None:
         """What the best constant reaches, mean over rotations."""

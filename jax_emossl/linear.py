@@ -1,7 +1,7 @@
 """Linear arms: fixed vectors per segment, read out by logistic or ridge regression; what a frozen encoder, or functionals, know."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,38 +39,33 @@ def answer(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
     x, chosen = study.side_by_side(reads, cell.seed), study.positions(cell)
     labels = {fold: own.labels for fold, own in study.segments.items()}
     folds = (x["train"][chosen], labels["train"][chosen]), (x["valid"], labels["valid"])
-    weights, bias, strength, value, calibration = fit(study.experiment.objective, *folds)
-    scores = x[study.config.compare.fold] @ weights + bias
-    return Answer(scores, None, value, calibration, {"strategy": "linear", "regularisation": strength})
+    read, strength, value, calibration = fit(study.experiment.objective, *folds)
+    return Answer(read(x[study.config.compare.fold]), None, value, calibration, {"strategy": "linear", "regularisation": strength})
 
 
 def fit(objective: LabelledObjective, train: tuple[Vectors, Labels], valid: tuple[Vectors, Labels]) -> tuple:
-    """Weights (P, C), bias (C,), and the regularisation that is best on `valid` with its value and calibration there."""
+    """The read-out, vectors (S, P) to scores (S, C), and the regularisation best on `valid` with its value and calibration there."""
     best = None
     for strength in _STRENGTHS:
-        weights, bias = _read_out(objective, *train, strength)
-        value, calibration, _ = assess(objective, {"scores": valid[0] @ weights + bias}, valid[1])
-        if best is None or metrics.better(objective.selection, value, best[3]):
-            best = weights, bias, strength, value, calibration
+        read = _read_out(objective, *train, strength)
+        value, calibration, _ = assess(objective, {"scores": read(valid[0])}, valid[1])
+        if best is None or metrics.better(objective.selection, value, best[2]):
+            best = read, strength, value, calibration
     return best
 
 
-def _read_out(objective: LabelledObjective, vectors: Vectors, labels: Labels, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (P, C) and bias (C,)."""
+def _read_out(objective: LabelledObjective, vectors: Vectors, labels: Labels, strength: float) -> Callable[[Vectors], np.ndarray]:
     target, model = objective.target(labels), objective.read_out(strength)
     if target.ndim == 2:
-        model.fit(vectors, target)
-        return model.coef_.T, model.intercept_
-    weights, bias = np.zeros((vectors.shape[1], len(objective.classes))), np.full(len(objective.classes), _ABSENT)
+        return model.fit(vectors, target).predict
     known = np.unique(target)
-    if len(known) == 1:
-        bias[known] = 0
-        return weights, bias
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits of a probe do not matter
-        model.fit(vectors, target)
-    if len(known) == 2:  # scikit-learn gives the second class's score only
-        weights[:, known[1]], bias[known] = model.coef_[0], [0, model.intercept_[0]]
-    else:
-        weights[:, known], bias[known] = model.coef_.T, model.intercept_
-    return weights, bias
+        log_probability = model.fit(vectors, target).predict_log_proba if len(known) > 1 else lambda x: 0
+
+    def scores(x: Vectors) -> np.ndarray:
+        made = np.full((len(x), len(objective.classes)), _ABSENT)
+        made[:, known] = log_probability(x)
+        return made
+
+    return scores

@@ -42,7 +42,7 @@ def write(out: Path) -> str:
     )  # fmt: skip
     document = templates.get_template("report.md").render(
         c=c, title=title, table=files.table, figure=files.figure, figures=figures, replicates=significance.REPLICATES,
-        scores=scores, differences=differences, efficiency=efficiency, emotions=emotions, choices=choices,
+        scores=scores, differences=differences, emotions=emotions, choices=choices,
         full_names=FULL_NAMES, lower_is_better=LOWER_IS_BETTER,
     )  # fmt: skip
     document = re.sub(r"\n{3,}", "\n\n", document).strip() + "\n"
@@ -101,17 +101,6 @@ def differences(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFra
     budgets = c.budgets(variant, arm, other)
     rows = [[c.budget_name(b), *(_cell(c.difference(variant, arm, other, b, metric), "+.3f") for metric in c.headline)] for b in budgets]
     return pd.DataFrame(rows, columns=["labels", *(FULL_NAMES[metric] for metric in c.headline)])
-
-
-def efficiency(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:
-    """How many labels the other arm needs to do as well: label counts by metrics."""
-
-    def needed(budget: float, metric: str) -> str:
-        count = c.labels_needed(variant, arm, other, budget, metric)
-        return "fewer than any tried" if count is None else "more than all" if math.isinf(count) else f"{count:.0f}"
-
-    rows = [[c.budget_name(b), *(needed(b, metric) for metric in c.headline)] for b in c.budgets(variant, arm, other)]
-    return pd.DataFrame(rows, columns=[f"labels, {arm}", *(f"labels, {other}: {FULL_NAMES[metric]}" for metric in c.headline)])
 
 
 def emotions(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:

@@ -165,18 +165,6 @@ def interval(replicates: Float[np.ndarray, "n"], recordings: int) -> tuple[float
     return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail]))
 
 
-def label_efficiency(counts: Sequence[float], baseline: Sequence[float], value: float, lower_is_better: bool = False) -> float | None:
-    """Labels at which the baseline's curve reaches `value`, linear in log count; infinity beyond its end, None below its start."""
-    sign = -1 if lower_is_better else 1
-    curve = np.maximum.accumulate(sign * np.asarray(baseline, float))
-    if sign * value > curve[-1]:
-        return float("inf")
-    if sign * value < curve[0]:
-        return None
-    # From the right: where the curve is level, the fewest labels count.
-    return float(np.exp(np.interp(-sign * value, -curve[::-1], np.log(counts[::-1]))))
-
-
 def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict[str, Metric]:
     """Metrics of categories by name, `recall of <class>` among them.
 

@@ -82,11 +82,6 @@ def test_label_counts_of_all_these_arms_and_of_any(changed):
     assert c.budgets("", "pretrained", "scratch") == [30, 0] and c.budgets("") == c.budgets("", "pretrained") == [30, 60, 0]
 
 
-def test_labels_needed_lie_on_the_other_arms_curve(comparison):
-    assert comparison.labels_needed("", "scratch", "scratch", 60, "uar") == pytest.approx(60)
-    assert comparison.labels_needed("", "pretrained", "scratch", 0, "uar") == float("inf")
-
-
 def test_a_difference_waits_for_both_arms_seeds(changed):
     def under_way(table):
         table["runs"] = [r for r in table["runs"] if r["arm"] != "scratch" or (r["folds"], r["seed"]) != ("b", 1)]

@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from jax_emossl import metrics, significance
-from jax_emossl.significance import Runs, Scored, category_metrics, intensity_metrics, interval, label_efficiency
+from jax_emossl.significance import Runs, Scored, category_metrics, intensity_metrics, interval
 
 CLASSES = ("neutral", "happy", "sad")
 EMOTIONS = ("happy", "sad")
@@ -142,19 +142,3 @@ def test_the_interval_is_expanded_for_few_recordings_and_undefined_for_one():
     assert (low, high) == pytest.approx((-1.96, 1.96), abs=0.03)
     assert interval(normal, 9)[1] == pytest.approx(2.306 * np.sqrt(9 / 8), abs=0.06)  # t(0.975, 8)
     assert np.isnan(interval(normal, 1)).all()
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [(0.5, 30.0), (0.6, np.sqrt(30 * 120)), (0.7, 120.0), (0.9, np.inf), (0.4, None)],
-)
-def test_label_efficiency_reads_the_baselines_curve(value, expected):
-    assert label_efficiency([30, 120, 480], [0.5, 0.7, 0.8], value) == (None if expected is None else pytest.approx(expected))
-
-
-def test_label_efficiency_is_the_fewest_labels_of_a_level_curve():
-    assert label_efficiency([30, 60, 120, 480], [0.5, 0.7, 0.6, 0.8], 0.7) == pytest.approx(60)
-
-
-def test_label_efficiency_takes_errors_too():
-    assert label_efficiency([30, 120], [0.5, 0.3], 0.4, lower_is_better=True) == pytest.approx(60)

@@ -19,6 +19,7 @@ from jax_emossl.errors import UserError
 from jax_emossl.layers import Dense, Dropout
 from jax_emossl.metrics import Report
 from jax_emossl.objectives import Batch, LabelledObjective, Outputs, Params, Variables, regression_loss
+from jax_emossl.representation import Representation
 
 NEUTRAL = "neutral"
 
@@ -49,17 +50,15 @@ class _Model(nn.Module):
         self.head = SegmentHead(self.outputs, self.dropout)
 
     def __call__(self, features, num_steps, location, scale, deterministic):
-        return self.head((self.pool(features, num_steps, deterministic) - location) / scale, deterministic)
-
-    def pool(self, features, num_steps, deterministic):
-        return self.encoder(features, num_steps, None, deterministic).pooled()
+        pooled = self.encoder(features, num_steps, None, deterministic).pooled()
+        return self.head((pooled - location) / scale, deterministic)
 
     def read(self, standardised):
         return self.head(standardised)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Emotion(LabelledObjective):
+class _Emotion(Representation, LabelledObjective):
     """What both heads share.
 
     The head reads the encoder's pooled representation less the location of its recording, over its scale. These standards are
@@ -67,7 +66,6 @@ class _Emotion(LabelledObjective):
     learning rate suits every encoder.
     """
 
-    encoder: nn.Module
     emotions: tuple[str, ...]
     classes: tuple[str, ...]
     dropout: float
@@ -82,10 +80,6 @@ class _Emotion(LabelledObjective):
         scores = self._model.apply({"params": variables["params"]}, *inputs, False, rngs={"dropout": key})
         weight = batch["weight"]
         return jnp.sum(weight * self._row_loss(scores, batch["labels"])), weight.sum(), {}
-
-    def predict(self, variables: Variables, batch: Batch) -> Outputs:
-        inputs = batch["features"], batch["num_steps"]
-        return {"pooled": self._model.apply({"params": variables["params"]}, *inputs, True, method=_Model.pool)}
 
     def constants(self, outputs: Outputs, recordings: Recordings) -> Params:
         overall = standards.overall(outputs["pooled"])
