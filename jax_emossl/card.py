@@ -20,8 +20,7 @@ class Card:
     Attributes:
       model: the config fields that fix its shapes.
       frontend: its feature normalisation, with the names of the features and the duration of a frame.
-      corpus: name of the corpus it was trained on.
-      emotions: the corpus's emotions.
+      corpus, emotions: those it was trained on.
       recordings: the training recordings it has seen.
       head: the kind of answer, "" for a pretraining.
       classes: what the head answers; empty for a pretraining.

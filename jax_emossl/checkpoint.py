@@ -37,7 +37,6 @@ class Snapshot:
     Attributes:
       step: steps done.
       variables: parameters and constants after them.
-      opt_state: the optimiser's state.
       best: variables of the best step so far by validation.
       progress: what the loop has decided and not yet logged, as JSON.
     """
@@ -76,16 +75,12 @@ class Checkpoints:
             self._manager.save(snapshot.step, args=_save_args(state, snapshot.progress), force=True)
 
     def latest(self, like: Snapshot) -> Snapshot | None:
-        """The newest checkpoint that is intact, shaped like `like`; damaged newer ones are set aside with a warning.
-
-        Raises:
-          UserError: there are checkpoints, but all are damaged; or an intact one has other shapes.
-        """
+        """The newest intact checkpoint, shaped like `like`, damaged newer ones set aside; UserError where all are damaged or it has other shapes."""
         steps, wanted = sorted(self._manager.all_steps(), reverse=True), _state(like)
         for step in steps:
             saved = _saved_shapes(self._workdir, step, wanted)
             if saved and _shapes(saved) != _shapes(wanted):
-                if _is_intact(self._manager, step, saved):
+                if _restore_intact(self._manager, step, saved, named=False):
                     raise UserError(
                         f"The checkpoint of step {step} in {self._workdir} has other shapes than the config: start in another --workdir."
                     )
@@ -169,15 +164,11 @@ def _text_digest(progress: dict) -> str:
     return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any], named: bool = True) -> tuple[dict[str, Any], dict]:
-    """Arrays (all, or those in `like`) and progress of a checkpoint.
+def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any], named: bool) -> tuple[dict[str, Any], dict]:
+    """Arrays (all, or those in `like`) and progress of a checkpoint; where `like` is `named` as what was saved, paths are compared, too.
 
-    Args:
-      named: `like` has the containers that were saved, so that the arrays' paths can be compared too; otherwise it holds all items.
-
-    Raises:
-      Exception: the checkpoint is damaged; Orbax, TensorStore and JSON each have their own errors.
-      ValueError: it decodes, but not to what was saved.
+    Raises Exception where the checkpoint is damaged (Orbax, TensorStore and JSON each have their own), ValueError where it decodes
+    to what was not saved.
     """
     items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
     args = ocp.args.Composite(**items, progress=ocp.args.JsonRestore(), sha256=ocp.args.JsonRestore())
@@ -190,22 +181,13 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any], na
     return state, restored.progress
 
 
-def _restore_intact(manager: ocp.CheckpointManager, step: int, like: dict[str, Any]) -> Snapshot | None:
+def _restore_intact(manager: ocp.CheckpointManager, step: int, like: dict[str, Any], named: bool = True) -> Snapshot | None:
     try:
-        state, progress = _restore(manager, step, like)
+        state, progress = _restore(manager, step, like, named)
     except Exception as error:  # whatever it is, this checkpoint cannot be used
         notice(f"checkpoint {step} cannot be read ({' '.join(str(error).split())[:200]}).")
         return None
     return Snapshot(step, **state, progress=progress)
-
-
-def _is_intact(manager: ocp.CheckpointManager, step: int, saved: dict[str, Any]) -> bool:
-    """Whether a checkpoint holds what was saved, whatever its shapes; the containers of its trees have other names by now."""
-    try:
-        _restore(manager, step, saved, named=False)
-    except Exception:  # as above
-        return False
-    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,11 +200,7 @@ class Best:
 
 
 def load_best(workdir: Path) -> Best:
-    """The best step of the run in `workdir`, from its newest intact checkpoint.
-
-    Raises:
-      UserError: the run has no intact checkpoint that has been evaluated.
-    """
+    """The best step of the run in `workdir`, from its newest intact checkpoint; UserError where none has been evaluated."""
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} holds no checkpoint: give the workdir of a finished run.")
     manager = _manager(workdir, read_only=True)

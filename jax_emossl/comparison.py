@@ -62,7 +62,10 @@ class Comparison:
         self.seeds = sorted({row["seed"] for row in self.rows})
         self._scored = self._load()
         self.recordings = [self._tested_once(variant) for variant in self.variants][0]
-        self.metrics = self._metrics()
+        targets = np.unique(np.concatenate([own.target for own in self._scored.values()]))
+        unseen = [targets[targets <= UNSEEN]] if self.category else []
+        made = significance.category_metrics if self.category else significance.intensity_metrics
+        self.metrics: dict[str, Metric] = made(self.classes, *unseen)
         self.runs = functools.cache(self._runs)
 
     @property
@@ -161,12 +164,6 @@ class Comparison:
                     )
                 tested[name] = rotation
         return len(tested)
-
-    def _metrics(self) -> dict[str, Metric]:
-        if not self.category:
-            return significance.intensity_metrics(self.classes)
-        targets = np.unique(np.concatenate([own.target for own in self._scored.values()]))
-        return significance.category_metrics(self.classes, targets[targets <= UNSEEN])
 
 
 def _check_alike(file: Path, rows: Sequence[dict]) -> None:

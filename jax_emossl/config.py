@@ -52,8 +52,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
 def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> list[str]:
     """Sets, in place, what the corpus brings along: its fields that are neither `given` by the user nor fixed by the config.
 
-    Returns:
-      What was chosen, as lines to print; none for an evaluation, which takes all from its run.
+    Returns what was chosen, as lines to print; none for an evaluation, which takes all from its run.
     """
     if "model" not in config:
         return []
@@ -93,8 +92,7 @@ def part(config: ml_collections.ConfigDict, group: str, **fields: Any) -> ml_col
 def varied(config: ml_collections.ConfigDict, variant: str, fields: Sequence[tuple[str, Any]], folds: str) -> ml_collections.ConfigDict:
     """A comparison's config for one variant and one file of folds; of its seeds and label counts those that the comparison has.
 
-    Raises:
-      UserError: the variant sets what is no field, or a value that a field cannot have.
+    Raises UserError where the variant sets what is no field, or a value that a field cannot have.
     """
     own = config.copy_and_resolve_references()
     own.data.folds = folds
@@ -121,11 +119,7 @@ def guess(error: Exception) -> str:
 
 
 def check(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> None:
-    """Refuses values and combinations that make no sense, and tells of fields that were `given` but that nothing reads.
-
-    Raises:
-      UserError: a field is out of range, or contradicts another.
-    """
+    """Refuses with a UserError what is out of range or contradictory, and tells of fields that were `given` but that nothing reads."""
     for name in given:
         if name not in flat(config):
             raise UserError(f"{name} is a group of fields: set them one by one, as in --config.{name}.FIELD=VALUE.")

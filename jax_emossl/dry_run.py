@@ -4,12 +4,12 @@ The estimate counts products of matrices, three times for training, over the spe
 """
 
 import collections
-import dataclasses
 import functools
 import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,15 @@ _EFFICIENCY = 0.3  # speed of trainings over that of the products alone, evaluat
 _TOGETHER, _PROGRAM = 16, 1e9  # trainings in memory at once, at most; bytes without any data
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sizes:
-    """Of a corpus: features, seconds per frame, and per fold the numbers of segments and frames. The defaults are assumptions."""
+class _Sizes(NamedTuple):
+    """Of a corpus: features, seconds per frame, and per fold the numbers of segments and frames."""
 
-    features: int = 75
-    frame: float = 0.01
-    folds: dict[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: {"train": (2000, 800_000), "valid": (500, 200_000)})
+    features: int
+    frame: float
+    folds: dict[str, tuple[int, int]]
+
+
+_ASSUMED = _Sizes(75, 0.01, {"train": (2000, 800_000), "valid": (500, 200_000)})
 
 
 def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
@@ -65,7 +67,7 @@ def _read(data: ml_collections.ConfigDict) -> tuple[str, _Sizes]:
         if absent or not prepared.is_prepared(folder := corpora.folder(data, files)):
             sources = ", ".join(filter(None, (files.features, files.labels, files.folds, data.words)))
             todo = "generated and prepared" if absent else "prepared"
-            return f"{sources}, to be {todo} first; estimated for 75 features at 100 Hz and 2000 segments of 4 s", _Sizes()
+            return f"{sources}, to be {todo} first; estimated for 75 features at 100 Hz and 2000 segments of 4 s", _ASSUMED
     corpus = prepared.load(folder)
     counts = {name: (len(fold), len(fold.frames)) for name, fold in corpus.folds.items()}
     segments = ", ".join(f"{name} {number}" for name, (number, _) in counts.items())

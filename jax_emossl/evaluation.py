@@ -4,16 +4,22 @@ from jax_emossl import results
 from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
 from jax_emossl.loop import Fitted
-from jax_emossl.objectives import Outputs
+from jax_emossl.objectives import Outputs, Variables
+from jax_emossl.predict import predict
 
 _OF_CONSTANT = "_of_constant"
 
 
-def rows(experiment: Experiment, fitted: Fitted, fold: str, outputs: Outputs, labels: object, num_labels: int) -> list[dict]:
-    """The rows of the model, whose `outputs` for the fold these are, and of the constant predictor."""
+def outputs(experiment: Experiment, variables: Variables, segments: Segments) -> Outputs:
+    """What a run predicts of some segments."""
+    return predict(experiment.objective, [variables], [segments], *experiment.sizes)[0]
+
+
+def rows(experiment: Experiment, fitted: Fitted, fold: str, num_labels: int) -> list[dict]:
+    """The rows of the model and of the constant predictor on a fold."""
     config, objective, corpus = experiment.config, experiment.objective, experiment.corpus
-    train_labels = corpus.fold("train").labels
-    model, undefined = objective.evaluate(outputs, labels, fitted.calibration)
+    labels, train_labels = corpus.fold(fold).labels, corpus.fold("train").labels
+    model, undefined = objective.evaluate(outputs(experiment, fitted.variables, experiment.segments(fold)), labels, fitted.calibration)
     if objective.labelled:
         constant = objective.constant(labels, train_labels)
     else:

@@ -90,11 +90,7 @@ def _init(objective: Objective, key: jax.Array, dimension: int) -> Params:
 
 
 def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None, frontend: Frontend | None = None) -> Experiment:
-    """Loads what the config names; a `corpus` or `frontend` at hand takes the place of the config's.
-
-    Raises:
-      UserError: the config contradicts the corpus or the checkpoint.
-    """
+    """Loads what the config names, or takes a `corpus` or `frontend` at hand; UserError where it contradicts the corpus or checkpoint."""
     corpus = corpus or corpora.load(config.data)
     params, seen = None, ()
     if config.get("init_from"):
@@ -126,8 +122,7 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
 def carried(card: Card, corpus: Corpus, source: Path) -> Frontend:
     """The frontend of a run on another corpus: the same durations in frames of that corpus's hop, and the run's own statistics.
 
-    Raises:
-      UserError: the corpus has other features, or so long a hop that a model step would have another number of them.
+    Raises UserError where the features differ, or so long a hop that a model step would have another number of them.
     """
     card.frontend.check_features(corpus.features, source)
     settings = card.frontend.settings()

@@ -30,7 +30,7 @@ from jax_emossl.optimizer import Optimizer, Rates
 from jax_emossl.predict import Resident, predict_rows, predict_stacked, with_features
 
 _LOADERS = {"memory": in_memory, "tf.data": tf_data}
-_NO_PROGRESS = {"value": None, "best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": ""}
+_NO_PROGRESS = {"best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,9 @@ def fit(
     if log:
         log.close()
     best = jax.device_get(now.best)
-    return [_fitted(meshes.member(best, i), own) for i, own in enumerate(now.progress["members"][:real])]
+    fields = ("best_step", "best_value", "calibration", "diverged")
+    own = [[progress[field] for field in fields] for progress in now.progress["members"][:real]]
+    return [Fitted(None if step is None else meshes.member(best, i), step, *rest) for i, (step, *rest) in enumerate(own)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,14 +295,8 @@ def _over(progress: dict, settings: ml_collections.ConfigDict) -> bool:
 def _judge(progress: dict, metric: str, value: float, calibration: Any, step: int) -> dict:
     """Progress after an evaluation: the best step so far, and for how many evaluations it has stood."""
     if metrics.better(metric, value, progress["best_value"]):
-        return {**progress, "value": value, "best_step": step, "best_value": value, "calibration": calibration, "stale": 0}
-    return {**progress, "value": value, "stale": progress["stale"] + 1}
-
-
-def _fitted(best: Variables, progress: dict) -> Fitted:
-    if progress["best_step"] is None:
-        return Fitted(None, None, None, None, progress["diverged"])
-    return Fitted(best, progress["best_step"], progress["best_value"], progress["calibration"], progress["diverged"])
+        return {**progress, "best_step": step, "best_value": value, "calibration": calibration, "stale": 0}
+    return {**progress, "stale": progress["stale"] + 1}
 
 
 def _means(sums: list[dict[str, float]]) -> dict[str, float]:

@@ -67,8 +67,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split()).rstrip('.')}: the config file lists its fields, --help the flags.") from error
     except (AttributeError, KeyError) as error:
-        for name in _fields(argv):
-            if any(f"'{part}" in str(error) for part in name.split(".")[1:]):
+        for name in (argument.lstrip("-").split("=")[0] for argument in argv):
+            if name.startswith("config.") and any(f"'{part}" in str(error) for part in name.split(".")[1:]):
                 raise UserError(f"There is no config field {name}{fields.guess(error)}: the config file lists its fields.") from error
         raise UserError(
             f"--config names a file without a get_config() that makes a config ({error}): name one of those in configs."
@@ -77,12 +77,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise UserError(
             f"The config cannot be loaded ({str(error).strip().splitlines()[-1].strip()}): name one of the files in configs."
         ) from error
-
-
-def _fields(argv: Sequence[str]) -> list[str]:
-    """The config's fields that the arguments set, after `config.`."""
-    names = [argument.lstrip("-").split("=")[0] for argument in argv]
-    return [name for name in names if name.startswith("config.")]
 
 
 def _let_configs_import_one_another(argv: Sequence[str]) -> None:

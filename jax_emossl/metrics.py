@@ -131,8 +131,7 @@ def _emotion_report(score, predicted, label, threshold) -> Report:
 def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Float[np.ndarray, "n e"], emotions: Sequence[str]) -> Report:
     """What the training fold's best constant per emotion and metric reaches; no features are looked at.
 
-    Median for MAE (over the positive labels for theirs), commonest class for accuracy, always or never
-    for F1. No constant ranks segments or correlates with them.
+    Median for MAE (of the positive labels for theirs), commonest class for accuracy, always or never for F1; none ranks segments.
     """
     undefined: dict[str, str] = {}
     per_emotion = {}

@@ -17,11 +17,7 @@ from jax_emossl.objectives import Objective, Outputs, Variables
 
 
 class Resident:
-    """The model steps of some folds' segments, one after another, on every device.
-
-    Attributes:
-      steps: (N, D).
-    """
+    """The model steps of some folds' segments, one after another, on every device, as `steps` (N, D)."""
 
     def __init__(self, folds: Sequence[Segments]):
         self._first, arrays, total = {}, [], 0
@@ -64,8 +60,7 @@ def predict_rows(
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """What an objective predicts by stacked variables (M, ...), each member's for segments of its own, in the segments' order.
 
-    Args:
-      resident: holds all the segments; without it, features are sent batch by batch.
+    `resident` holds all the segments; without it, features are sent batch by batch.
     """
     gather = resident.gather if resident else Segments.gather
     steps = meshes.replicate(resident.steps, mesh) if resident else None  # where they are already

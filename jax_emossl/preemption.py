@@ -23,11 +23,7 @@ def requested() -> bool:
 
 
 def stop_if_requested() -> None:
-    """Ends work that leaves nothing behind before it is done, where a signal has asked for it.
-
-    Raises:
-      Preempted: a signal has.
-    """
+    """Raises Preempted where a signal has asked to stop: for work that leaves nothing behind before it is done."""
     if requested():
         raise Preempted
 

@@ -45,11 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Prepares what the arguments say and prints the summary.
-
-    Raises:
-      UserError: as `corpus.build`.
-    """
+    """Prepares what the arguments say and prints the summary; UserError as of `corpus.build`."""
     args = _parser().parse_args(argv)
     args.label_names = [name.strip() for name in args.label_names.split(",") if name.strip()]
     print(describe(corpus.build(**vars(args))))

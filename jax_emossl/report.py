@@ -28,11 +28,7 @@ from jax_emossl.significance import Estimate
 
 
 def write(out: Path) -> str:
-    """Remakes the whole report; returns its first table, its first differences, and where the rest lies.
-
-    Raises:
-      UserError: the folder holds no comparison, or what it holds is damaged.
-    """
+    """Remakes the whole report; returns its first table, first differences, and where the rest lies. UserError without a sound comparison."""
     c = Comparison(out)
     files = _Files(c)
     title = f"What pretraining buys on {c.corpus}"

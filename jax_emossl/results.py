@@ -55,11 +55,7 @@ def keep_predictions(out: Path, name: Path, **arrays: np.ndarray) -> str:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads what `keep_predictions` kept.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
+    """Reads what `keep_predictions` kept; UserError where the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
@@ -70,11 +66,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read(path: Path) -> dict:
-    """Reads results.json.
-
-    Raises:
-      UserError: the file is missing or not of the documented form.
-    """
+    """Reads results.json; UserError where it is missing or not of the documented form."""
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         json.dumps(table, ensure_ascii=False).encode()  # half of a surrogate pair, which JSON lets pass, no report could hold

@@ -74,10 +74,7 @@ class Metric:
 class Runs:
     """The runs of one arm at one label count: the tallies of every rotation and seed, for one metric.
 
-    `scored` maps (rotation, seed) to a run; every rotation has the same seeds.
-
-    Raises:
-      ValueError: a recording is tested in two rotations, so that it would count as two.
+    `scored` maps (rotation, seed) to a run; every rotation has the same seeds. A recording tested in two rotations is a ValueError.
     """
 
     def __init__(self, scored: dict[tuple[str, int], Scored], metric: Metric):
@@ -168,8 +165,7 @@ def interval(replicates: Float[np.ndarray, "n"], recordings: int) -> tuple[float
 def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict[str, Metric]:
     """Metrics of categories by name, `recall of <class>` among them.
 
-    Args:
-      unseen: the targets, ascending, of classes that training does not know; where present, their recall and F1 count as 0.
+    `unseen` are the targets, ascending, of classes that training does not know; where present, their recall and F1 count as 0.
     """
     size = len(classes)
     tally = functools.partial(_confusions, unseen=unseen)
@@ -208,7 +204,7 @@ def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
     def correct(scores, target):
         return (metrics.four_class(scores) == metrics.four_class(target)).astype(float)
 
-    made = {"auroc": Metric(_pair_wins, lambda sums: _mean_auroc(sums, len(emotions)), pairs=True)}
+    made = {"auroc": Metric(_pair_wins, lambda sums: np.nanmean(_ratio(sums[..., ::2], sums[..., 1::2]), -1), pairs=True)}
     for name, of in (("mae", absolute), ("accuracy4", correct)):
         columns = {name: slice(None)} | {f"{name} of {emotion}": slice(e, e + 1) for e, emotion in enumerate(emotions)}
         for full, own in columns.items():
@@ -249,11 +245,6 @@ def _pair_wins(scored: Scored, order: Sequence[str]) -> Tally:
             table[:, other, 2 * e] = np.bincount(row[present], below / 2, minlength=size)
             table[:, other, 2 * e + 1] = positives * len(negative)
     return table
-
-
-def _mean_auroc(sums: Float[np.ndarray, "... k"], emotions: int) -> Float[np.ndarray, "..."]:
-    pairs = sums.reshape(*sums.shape[:-1], emotions, 2)
-    return np.nanmean(_ratio(pairs[..., 0], pairs[..., 1]), -1)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -34,8 +34,7 @@ def overall(vectors: Float[Array, "s p"]) -> Standards:
 def of_recordings(vectors: Float[Array, "s p"], recordings: Recordings, toward: Standards) -> Standards:
     """Mean and deviation of each recording's vectors, shrunk `toward` the training fold's; its own weigh `recordings.reliance`.
 
-    A recording's own segments count, labelled or not: like the features' normalisation this is transductive. A recording without
-    any is taken to be like the training fold.
+    Its unlabelled segments count too: like the features' normalisation this is transductive. Without any, it is like the fold.
     """
     number = len(recordings.reliance)
     count = jax.ops.segment_sum(jnp.ones(len(vectors)), recordings.place, number)[:, None]

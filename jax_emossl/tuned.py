@@ -29,9 +29,7 @@ _MEMORY_SHARE = 0.5  # of a device's memory, to be shared by the members' states
 def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
     """The cells' answers, as many at once as fit the devices' memory.
 
-    Args:
-      folder: for the state of cells under way, which a later call goes on from.
-      words: what is compared, for the progress bar.
+    The state of cells under way is kept in `folder`, for a later call; `words` name the comparison in the progress bar.
     """
     size = len(cells)
     if grid := _grid(study, cells[0]):
@@ -117,12 +115,7 @@ def _members_at_once(study: Study, training: Experiment) -> int:
     state = 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(training.params()))
     activations = 4 * model.layers * settings.batch_size * length * (40 * model.width + 6 * model.heads * length)
     platform, devices = jax.devices()[0].platform, jax.device_count()
-    free = _MEMORY_SHARE * _device_memory()
+    bytes_limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    free = _MEMORY_SHARE * (bytes_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices)
     together = free / state if platform == "cpu" else free / (state + activations)  # on CPU they take turns
     return max(1, min(int(together), _MOST_MEMBERS.get(platform, 10**6) // devices)) * devices
-
-
-def _device_memory() -> float:
-    """Bytes of one device."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.device_count()

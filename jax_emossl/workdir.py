@@ -26,19 +26,16 @@ def default(config_path: str) -> Path:
 def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False) -> None:
     """Makes the folder this process's own and writes its config, or checks that it is the folder of the same run.
 
-    Args:
-      insist: go on although the folder's config differs; the new config replaces it, and what is finished stays.
-
-    Raises:
-      UserError: the folder cannot be written, is in use, or belongs to a run with another config or, where it is
-        insisted upon, to a finished one.
+    With `insist` a config that differs replaces the folder's, and what is finished stays. Raises UserError where the folder
+    cannot be written, is in use, or belongs to another run or, where it is insisted upon, to a finished one.
     """
     wanted = plain(config)
     file = workdir / CONFIG_FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _lock(workdir)
-        if insist and (workdir / RESULTS_FILE).exists() and not _is_comparison(workdir, config):
+        finished = insist and (workdir / RESULTS_FILE).exists()
+        if finished and not read_config(workdir).get("task") == config.get("task") == "compare":  # whose results grow by the cell
             raise UserError(f"{workdir} holds a finished run, on which --insist cannot go on: give another --workdir.")
         started = any((workdir / name).exists() for name in (RESULTS_FILE, "checkpoints", "pretrain"))
         if file.exists() and started and not insist:
@@ -52,11 +49,6 @@ def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False
             write_atomically(file, json.dumps(wanted, indent=1, allow_nan=False))
     except OSError as error:
         raise UserError(f"{workdir} cannot be written ({error.strerror}): give another --workdir.") from error
-
-
-def _is_comparison(workdir: Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether both configs compare: then results.json grows by the cell, and does not say that the run is finished."""
-    return read_config(workdir).get("task") == config.get("task") == "compare"
 
 
 _locks: dict[Path, IO] = {}  # held open, so that they end with the process, however it ends
@@ -75,11 +67,7 @@ def _lock(workdir: Path) -> None:
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-      OSError: it names the file.
-    """
+    """Writes a file whole or not at all; an OSError names it."""
     scratch = path.with_name(path.name + ".partial")
     try:
         scratch.write_bytes(data.encode() if isinstance(data, str) else data)

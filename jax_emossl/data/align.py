@@ -18,14 +18,9 @@ def sort_by_start(
 
 
 def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s 2"]) -> list[Int[np.ndarray, "k"]]:
-    """For each segment, the frames whose interval overlaps it by more than `EPSILON` seconds.
+    """Per segment the ascending positions of the frames whose interval overlaps it by more than `EPSILON` seconds.
 
-    Args:
-      frames: start and end in seconds, sorted by start; ends may be in any order.
-      segments: start and end in seconds, in any order; they may overlap one another.
-
-    Returns:
-      One array of ascending frame positions per segment, possibly empty.
+    Both are starts and ends in seconds; frames are sorted by start, their ends in any order, segments in any order and overlapping.
     """
     starts, ends = frames[:, 0], frames[:, 1]
     # Two binary searches bound the candidates; the rule itself is then applied to those alone.
@@ -59,12 +54,8 @@ def average(
 ) -> tuple[Float[np.ndarray, "k d"], Float[np.ndarray, "k 2"]]:
     """Mean of the frames in each word and the time they cover within it, sorted by start.
 
-    What the SDK's `align` to the words gives with an averaging collapse function: words that hold no frame
-    are left out, and the others shrink to the first start and the last end of their frames.
-
-    Args:
-      frames: of the intervals given, which are sorted by start.
-      words: start and end in seconds, in any order.
+    What the SDK's `align` to the words (in any order) gives with an averaging collapse function: words that hold no frame are left
+    out, and the others shrink to the first start and the last end of their frames. Frames are sorted by start.
     """
     inside = overlapping(intervals, words)
     kept = [w for w, positions in enumerate(inside) if len(positions)]

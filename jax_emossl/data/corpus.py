@@ -47,22 +47,9 @@ def build(
 ) -> dict:
     """Aligns, cleans and writes a corpus in the form of `prepared.py`; returns its summary (see `account.describe`).
 
-    Args:
-      features: `.csd` of frames (or of any embedding per interval).
-      labels: `.csd` of labelled segments; a segment's index is its row.
-      folds: JSON file of recording ids per fold, or 'cmu_mosei'.
-      out: folder to create; it appears whole or not at all.
-      words: `.csd` of word intervals: frames are averaged over each word first.
-      label_names: names of the label columns, where the file has none.
-      unlabelled: also keep the training recordings' frames outside any labelled segment.
-      overwrite: replace `out` if it holds a prepared corpus.
-      name: name of the corpus in results; the file's stem without it.
-      as_tfds: also write the segments as a TFDS dataset (see `tfds.py`).
-
-    A corpus whose features carry the metadata "synthetic": true is marked so in everything made on it.
-
-    Raises:
-      UserError: an input is damaged or contradictory, or the disk is full; `out` is as it was before.
+    The arguments are those of the command `prepare`, whose help says what each does; `folds` may also be 'cmu_mosei'. A corpus
+    whose features carry the metadata "synthetic": true is marked so in everything made on it. Raises UserError where an input is
+    damaged or contradictory, or the disk is full; `out` is then as it was before.
     """
     if as_tfds:
         tfds.require()

@@ -124,11 +124,7 @@ class Sequence(contextlib.AbstractContextManager):
         return data
 
     def shape(self, entry: str) -> tuple[int, int]:
-        """Shape (n, d) of an entry's features, from the file's headers alone.
-
-        Raises:
-          UserError: features or intervals are missing, not numbers, of the wrong shape, or differ in length.
-        """
+        """Shape (n, d) of an entry's features, from the headers alone; UserError where its two arrays are not what the layout asks for."""
         features, intervals = self._dataset(entry, "features"), self._dataset(entry, "intervals")
         if len(features) != len(intervals):
             lengths = f"{len(features)} features but {len(intervals)} intervals"
@@ -136,11 +132,7 @@ class Sequence(contextlib.AbstractContextManager):
         return features.shape
 
     def intervals(self, entry: str) -> Float[np.ndarray, "n 2"]:
-        """Intervals in float64 seconds, in the file's order; the features may be anything, text too.
-
-        Raises:
-          UserError: the entry is damaged, or a time is not finite or ends before it starts.
-        """
+        """Intervals in float64 seconds, in the file's order; UserError where a time is not finite or ends before it starts."""
         with _blame(self._where(entry)):
             intervals = self._dataset(entry, "intervals")[()].astype(np.float64, copy=False)
         bad = np.flatnonzero(~np.isfinite(intervals).all(1) | (intervals[:, 1] < intervals[:, 0]))
@@ -150,11 +142,7 @@ class Sequence(contextlib.AbstractContextManager):
         return intervals
 
     def read(self, entry: str) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n 2"]]:
-        """Features as float32 and intervals as float64 seconds, in the file's order.
-
-        Raises:
-          UserError: as `shape` and `intervals` do.
-        """
+        """Features as float32 and intervals as float64 seconds, in the file's order; UserError as of `shape` and `intervals`."""
         self.shape(entry)
         with _blame(self._where(entry)), np.errstate(all="ignore"):
             features = self._dataset(entry, "features")[()].astype(np.float32, copy=False)

@@ -12,11 +12,7 @@ CMU_MOSEI = "cmu_mosei"  # in place of a file
 
 
 def read_folds(folds: str | Path) -> dict[str, list[str]]:
-    """Recording ids per fold, sorted.
-
-    Raises:
-      UserError: the file is not of the form {"train": [id, ...], "valid": [...], "test": [...]}, or an id is in two folds.
-    """
+    """Recording ids per fold, sorted; UserError where the file is not a JSON object of three lists, or an id is in two folds."""
     try:
         table = _standard_mosei_folds() if str(folds) == CMU_MOSEI else json.loads(Path(folds).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

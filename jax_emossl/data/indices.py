@@ -88,12 +88,9 @@ class Sampler:
         """Segments in the order in which an epoch's batches hold them, and the order of the batches."""
         rng = np.random.default_rng((seed, epoch, 0))
         shuffled = rng.permutation(len(self.lengths))
-        bucket = np.array([self._padded(length) for length in self.lengths[shuffled]])
+        bucket = np.array([self.crop or padded_length(int(length), self.growth) for length in self.lengths[shuffled]])
         # Longest first, so that the filler rows of the last batch are short.
         return shuffled[np.argsort(-bucket, kind="stable")], rng.permutation(self.steps_per_epoch)
-
-    def _padded(self, length: int) -> int:
-        return self.crop or padded_length(int(length), self.growth)
 
     def _select(self, segments: Int[np.ndarray, "b"], rng: np.random.Generator | None) -> Selection:
         missing = self.batch_size - len(segments)

@@ -7,13 +7,10 @@ from jax_emossl.errors import UserError
 
 
 def choose(labels: Float[np.ndarray, "s e"], num_labels: int, seed: int) -> Int[np.ndarray, "n"]:
-    """Positions of a seeded, stratified choice of segments; a smaller budget's choice is a prefix of a larger's.
+    """Positions of a seeded, stratified choice of segments; a smaller budget's choice is a prefix of a larger's. 0 chooses all.
 
-    Greedily, the next segment comes from the stratum (an emotion present, or neutral: no emotion) that is
-    furthest below its share of the fold; within a stratum the order is random. 0 chooses all segments.
-
-    Raises:
-      UserError: the fold has fewer than `num_labels` segments.
+    Greedily, the next segment comes from the stratum (an emotion present, or neutral: no emotion) that is furthest below its
+    share of the fold; within a stratum the order is random. Raises UserError where the fold has fewer segments.
     """
     total = len(labels)
     if num_labels < 0 or num_labels > total:

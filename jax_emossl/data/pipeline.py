@@ -13,11 +13,7 @@ from jax_emossl.errors import UserError
 
 
 def tf_data(segments: Segments, sampler: Sampler, seed: int, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of steps start..stop-1, prepared in the background; equal to `batches.in_memory`'s.
-
-    Raises:
-      UserError: TensorFlow is not installed.
-    """
+    """The batches of steps start..stop-1, prepared in the background, equal to `batches.in_memory`'s; UserError without TensorFlow."""
     try:
         import tensorflow as tf
     except ImportError as error:

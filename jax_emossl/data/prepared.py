@@ -88,8 +88,7 @@ class Corpus:
 def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill, which becomes `out` once all is well; until then, and where anything fails, `out` is as it was.
 
-    Raises:
-      UserError: `out` exists and may not be replaced (only a prepared corpus or an empty folder may), or cannot be written.
+    Raises UserError where `out` cannot be written, or may not be replaced: only a prepared corpus or an empty folder may.
     """
     if os.path.lexists(out):
         if not overwrite:
@@ -180,11 +179,7 @@ def is_prepared(path: str | Path) -> bool:
 
 
 def load(path: str | Path) -> Corpus:
-    """Opens a prepared corpus; frames stay on disk until they are read.
-
-    Raises:
-      UserError: a file is missing or damaged, or the files contradict one another.
-    """
+    """Opens a prepared corpus, frames staying on disk until read; UserError where a file is missing, damaged, or contradicts another."""
     path = Path(path)
     if not is_prepared(path):
         raise UserError(f"{path} is not a prepared corpus: make one with python -m jax_emossl.prepare.")

@@ -13,8 +13,7 @@ from jax_emossl.data.align import covered_seconds
 def voiced_frames(frames: Float[np.ndarray, "n f"], names: Sequence[str]) -> Bool[np.ndarray, "n f"] | None:
     """Which values count in the statistics: all but F0 of unvoiced frames; None where there is no F0.
 
-    A frame is voiced where COVAREP's VUV is above 0.5 or, without that dimension, where F0 is above 0
-    (openSMILE's convention).
+    Voiced is COVAREP's VUV above 0.5 or, without that dimension, F0 above 0 (openSMILE's convention).
     """
     pitch = [i for i, name in enumerate(names) if name.startswith("F0")]
     if not pitch:

@@ -72,11 +72,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Frame projection, mask embedding, and pre-norm transformer layers.
-
-    Returns the residual stream before the first layer and after every layer: the representations that
-    heads read.
-    """
+    """Frame projection, mask embedding, and pre-norm layers; returns the residual stream before the first and after every layer."""
 
     width: int
     layers: int

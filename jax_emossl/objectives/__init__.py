@@ -96,11 +96,7 @@ def make(config: ml_collections.ConfigDict, encoder: nn.Module, frontend: Fronte
 
 
 def assess(objective: Objective, outputs: Outputs, labels: np.ndarray) -> tuple[float, Any, dict]:
-    """On the validation fold: the value by which steps are chosen, what was calibrated there, and all metrics.
-
-    Raises:
-      UserError: the fold does not define the metric.
-    """
+    """On the validation fold: the value by which steps are chosen (UserError where undefined), what was calibrated, and all metrics."""
     calibration = objective.calibrate(outputs, labels) if objective.labelled else None
     report, _ = objective.evaluate(outputs, labels, calibration)
     value = report[objective.selection]

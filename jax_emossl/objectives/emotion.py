@@ -163,11 +163,7 @@ _SELECTION = {
 
 
 def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Intensity | Category:
-    """The objective of `config.objective`, its classes those of the training fold.
-
-    Raises:
-      UserError: the head that the labels ask for does not have the metric of `config.selection`.
-    """
+    """The objective of `config.objective`, its classes those of the training fold; UserError where its head lacks `config.selection`."""
     labels = corpus.fold("train").labels
     head = config.head
     if head == "auto":

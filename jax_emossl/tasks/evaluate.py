@@ -8,11 +8,11 @@ import ml_collections
 from jax_emossl import checkpoint, evaluation, preemption, results, workdir
 from jax_emossl.card import Card
 from jax_emossl.data import corpora
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import Experiment, build, carried, check_held_out
 from jax_emossl.loop import Fitted
-from jax_emossl.predict import predict
 
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
@@ -29,23 +29,20 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     best = checkpoint.load_best(source)
     preemption.stop_if_requested()
     experiment = dataclasses.replace(experiment, encoder=best.variables["params"]["encoder"] if pretrained else None)  # names the arm
-    fitted, outputs, segments = _predicted(experiment, best, config.fold)
-    rows = evaluation.rows(experiment, fitted, config.fold, outputs[config.fold], segments[config.fold].labels, card.num_labels)
+    valid = experiment.segments("valid")
+    rows = evaluation.rows(experiment, _calibrated(experiment, best, valid), config.fold, card.num_labels)
     preemption.stop_if_requested()
     results.write(out / results.RESULTS_FILE, rows, config)
-    print(evaluation.summary(experiment, rows, segments["valid"]))
+    print(evaluation.summary(experiment, rows, valid))
     return rows
 
 
-def _predicted(experiment: Experiment, best: checkpoint.Best, fold: str):
-    """The run as it was fitted, calibrated on this corpus's validation fold; outputs and segments of that and of `fold`."""
-    objective = experiment.objective
-    segments = {name: experiment.segments(name) for name in dict.fromkeys(("valid", fold))}
-    outputs = {name: predict(objective, [best.variables], [own], *experiment.sizes)[0] for name, own in segments.items()}
-    labels = segments["valid"].labels
-    calibration = objective.calibrate(outputs["valid"], labels) if objective.labelled else None
-    report, _ = objective.evaluate(outputs["valid"], labels, calibration)  # other labels may not define the metric
-    return Fitted(best.variables, best.step, report[objective.selection], calibration, ""), outputs, segments
+def _calibrated(experiment: Experiment, best: checkpoint.Best, valid: Segments) -> Fitted:
+    """The run as it was fitted, calibrated on this corpus's validation fold."""
+    objective, outputs = experiment.objective, evaluation.outputs(experiment, best.variables, valid)
+    calibration = objective.calibrate(outputs, valid.labels) if objective.labelled else None
+    report, _ = objective.evaluate(outputs, valid.labels, calibration)  # other labels may not define the metric
+    return Fitted(best.variables, best.step, report[objective.selection], calibration, "")
 
 
 def _check(card: Card, experiment: Experiment, source: Path) -> None:

@@ -12,7 +12,6 @@ from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.logs import Scalars
 from jax_emossl.loop import fit
-from jax_emossl.predict import predict
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
@@ -41,9 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     dataclasses.replace(card, calibration=fitted.calibration).save(workdir)
     rows = []
     for fold in ("valid", "test"):
-        segments = experiment.segments(fold)
-        (outputs,) = predict(experiment.objective, [fitted.variables], [segments], *experiment.sizes)
-        rows += evaluation.rows(experiment, fitted, fold, outputs, segments.labels, card.num_labels)
+        rows += evaluation.rows(experiment, fitted, fold, card.num_labels)
     results.write(file, rows, config)
     print(evaluation.summary(experiment, rows, valid))
     return rows

@@ -68,11 +68,7 @@ def name(config: ml_collections.ConfigDict) -> str:
 
 
 def files(config: ml_collections.ConfigDict) -> Files:
-    """The files that `config.data` names: the corpus's, each replaced by the config's where that is given.
-
-    Raises:
-      UserError: there is no such corpus.
-    """
+    """The files that `config.data` names: the corpus's (UserError if unknown), each replaced by the config's where that is given."""
     given = {field: config[field] for field in ("features", "labels", "folds") if config[field]}
     if len(given) == 3:
         return Files(**given)
@@ -95,11 +91,7 @@ def folder(config: ml_collections.ConfigDict, files: Files) -> Path:
 
 
 def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
-    """The corpus that `config.data` names, prepared on first use.
-
-    Raises:
-      UserError: there is no such corpus, or its files cannot be read.
-    """
+    """The corpus that `config.data` names, prepared on first use; UserError where there is none, or its files cannot be read."""
     if config.prepared:
         return prepared.load(config.prepared)
     own = files(config)
