@@ -67,10 +67,7 @@ def choose_thresholds(scores: Float[np.ndarray, "s e"], labels: Float[np.ndarray
 
 
 def intensity_report(
-    scores: Float[np.ndarray, "s e"],
-    labels: Float[np.ndarray, "s e"],
-    emotions: Sequence[str],
-    thresholds: Sequence[float | None],
+    scores: Float[np.ndarray, "s e"], labels: Float[np.ndarray, "s e"], emotions: Sequence[str], thresholds: Sequence[float | None]
 ) -> Report:
     """Metrics of predicted intensities.
 

@@ -87,26 +87,17 @@ def test_a_subset_keeps_those_segments(loaded, frontend):
 
 
 @pytest.mark.parametrize("crop", [0, 10])
-@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
-def test_tf_data_equals_memory_batch_for_batch(segments, crop, process):
+def test_tf_data_equals_memory_batch_for_batch(segments, crop):
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     sampler = Sampler(segments.lengths, 4, crop)
-    expected = list(in_memory(segments, sampler, 3, 2, 11, process))
-    batches = list(tf_data(segments, sampler, 3, 2, 11, process))
+    expected = list(in_memory(segments, sampler, 3, 2, 11))
+    batches = list(tf_data(segments, sampler, 3, 2, 11))
     assert len(batches) == len(expected) == 9
     for batch, other in zip(batches, expected, strict=True):
         assert batch.keys() == other.keys()
         for name in batch:
             assert batch[name].dtype == other[name].dtype
             np.testing.assert_array_equal(batch[name], other[name])
-
-
-def test_the_processes_batches_tile_the_whole(segments):
-    sampler = Sampler(segments.lengths, 4, 10)
-    whole = next(in_memory(segments, sampler, 0, 0, 1))
-    parts = [next(in_memory(segments, sampler, 0, 0, 1, (p, 2))) for p in range(2)]
-    for name in whole:
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
 
 
 def test_without_tensorflow_tf_data_says_so(segments, monkeypatch):

@@ -38,10 +38,7 @@ class Statistics:
 
     @classmethod
     def of(
-        cls,
-        frames: Float[np.ndarray, "n f"],
-        intervals: Float[np.ndarray, "n 2"],
-        counts: Bool[np.ndarray, "n f"] | None = None,
+        cls, frames: Float[np.ndarray, "n f"], intervals: Float[np.ndarray, "n 2"], counts: Bool[np.ndarray, "n f"] | None = None
     ) -> Self:
         """Statistics of one recording over its finite values, restricted to those in `counts` if given.
 
