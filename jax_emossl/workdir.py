@@ -92,4 +92,4 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 
 def plain(config: ml_collections.ConfigDict) -> dict:
     """The config as JSON; an infinite prior becomes text, which JSON can hold."""
-    return json.loads(json.dumps(config.to_dict()), parse_constant=str)
+    return json.loads(json.dumps(config.to_dict()), parse_constant=lambda number: str(float(number)))
