@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jax_emossl import mesh as meshes
@@ -266,14 +266,20 @@ def _step(objective, optimizer, mesh, shared, rates, keys, constants, params, op
         return train_step(objective, optimizer, rates, key, constants, params, opt_state, step, with_features(steps, batch))
 
     *state, sums = meshes.each(member, mesh)(shared, rates, keys, constants, params, opt_state, batch)
-    return *meshes.keep_members(state, mesh), sums
+    # They stay where they are, whatever the compiler would like better.
+    return *jax.lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec("members"))), sums
 
 
 def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, key, constants: Params, params: Params, opt_state, step, batch):
     """One step of one member: the gradient of the global sum over the global count, however the batch is sharded."""
 
     def mean_loss(params):
-        total, count, scalars = objective.loss({"params": params, "constants": constants}, batch, jax.random.fold_in(key, step))
+        variables, own_key, progress = (
+            {"params": params, "constants": constants},
+            jax.random.fold_in(key, step),
+            (step + 1) / optimizer.steps,
+        )
+        total, count, scalars = objective.loss(variables, batch, own_key, progress)
         return total / jnp.maximum(count, 1e-9), (total, count, scalars)
 
     gradients, (total, count, scalars) = jax.grad(mean_loss, has_aux=True)(params)

@@ -55,11 +55,6 @@ def place_members(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("members")))
 
 
-def keep_members(tree: Any, mesh: Mesh) -> Any:
-    """The same within a compiled program, whatever the compiler would like better."""
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec("members")))
-
-
 def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Rows (M, B, ...), each member's shared out over its devices."""
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("members", "data")))

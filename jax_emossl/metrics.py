@@ -29,9 +29,7 @@ Report = tuple[dict, dict[str, str]]
 
 def better(name: str, value: float, than: float | None) -> bool:
     """Whether `value` of metric `name` beats `than`."""
-    if than is None:
-        return True
-    return value < than if name in LOWER_IS_BETTER else value > than
+    return than is None or (value < than if name in LOWER_IS_BETTER else value > than)
 
 
 def four_class(intensity: Float[np.ndarray, "*s"]) -> Int[np.ndarray, "*s"]:

@@ -27,9 +27,6 @@ def represent(
     encoder: nn.Module, params: Params, segments: Mapping[str, Segments], batch_size: int, growth: float, resident: Resident | None = None
 ) -> dict[str, Float[np.ndarray, "s p"]]:
     """The pooled representation of every fold's segments by an encoder with these parameters."""
-    variables = {"params": {"encoder": params}}
-    own = {
-        fold: predict(Representation(encoder), [variables], [part], batch_size, growth, resident=resident)
-        for fold, part in segments.items()
-    }
+    variables, sizes = [{"params": {"encoder": params}}], (batch_size, growth)
+    own = {fold: predict(Representation(encoder), variables, [part], *sizes, resident=resident) for fold, part in segments.items()}
     return {fold: outputs["pooled"] for fold, (outputs,) in own.items()}

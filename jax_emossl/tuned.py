@@ -52,16 +52,11 @@ def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> 
     shutil.rmtree(under_way, ignore_errors=True)
 
 
-def _source(cell: Cell) -> str:
-    """What the cell's encoder starts from."""
-    return ARMS[cell.arm].reads[0]
-
-
 def _grid(study: Study, cell: Cell) -> list[Experiment]:
     """One training per point of the grid of strategies and learning rates, the same for every arm."""
     grid = study.config.compare
     points = [p for p in itertools.product(grid.strategies, grid.learning_rates) if p[0] != "linear"]
-    return [study.training(cell.seed, _source(cell), strategy=strategy, learning_rate=rate) for strategy, rate in points]
+    return [study.training(cell.seed, ARMS[cell.arm].reads[0], strategy=strategy, learning_rate=rate) for strategy, rate in points]
 
 
 def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str) -> list[Fitted]:
@@ -92,7 +87,7 @@ def _best(study: Study, trained: Sequence[_Trained]) -> _Trained | None:
 def _chosen(study: Study, cell: Cell, best: _Trained | None, scores: np.ndarray | None) -> Answer:
     """The better of the best training and, where asked for, the linear read-out of the encoder as it was."""
     if "linear" in study.config.compare.strategies:
-        fixed = linear.answer(study, cell, (_source(cell),))
+        fixed = linear.answer(study, cell, ARMS[cell.arm].reads)
         if best is None or metrics.better(study.experiment.objective.selection, fixed.value, best[1].value):
             return fixed
     if best is None:

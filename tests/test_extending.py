@@ -40,7 +40,7 @@ class Loudness(Objective):
         told = Model(self.encoder).apply({"params": variables["params"]}, batch["features"], batch["num_steps"])
         return (told - batch["features"].mean((1, 2))) ** 2
 
-    def loss(self, variables, batch, key):
+    def loss(self, variables, batch, key, progress):
         return jnp.sum(batch["weight"] * self._errors(variables, batch)), batch["weight"].sum(), {}
 
     def predict(self, variables, batch):
@@ -90,7 +90,7 @@ class Moved(LabelledObjective):
     def target(self, labels):
         return labels.any(-1).astype(int)
 
-    def loss(self, variables, batch, key):
+    def loss(self, variables, batch, key, progress):
         errors = optax.softmax_cross_entropy_with_integer_labels(self._scores(variables, batch), self.target(batch["labels"]))
         return jnp.sum(batch["weight"] * errors), batch["weight"].sum(), {}
 

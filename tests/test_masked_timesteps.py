@@ -167,24 +167,29 @@ def test_padding_and_the_other_rows_never_change_a_segments_outputs(params):
 
 
 def test_statistics_of_a_crop_are_those_of_its_valid_steps():
-    rows = masked_timesteps.crop_statistics(jnp.where(VALID[..., None], batch()["features"], 9.0), NUM_STEPS)
+    lags = (1, 4, 50)
+    rows = masked_timesteps.crop_statistics(jnp.where(VALID[..., None], batch()["features"], 9.0), NUM_STEPS, lags)
     for row, features, n in zip(np.asarray(rows), batch()["features"], NUM_STEPS, strict=True):
         own = np.sort(features[:n], 0)
         changes = np.abs(np.diff(features[:n], axis=0)).mean(0) if n > 1 else np.zeros(6)
         quantiles = [own[int(q * (n - 1))] for q in (0.05, 0.5, 0.95)]
-        np.testing.assert_allclose(
-            row, np.concatenate([own.mean(0), np.sqrt(own.var(0) + 1e-5), changes, *quantiles]), rtol=1e-4, atol=1e-5
-        )
+        centred = features[:n] - own.mean(0)
+        correlations = [(centred[k:] * centred[: max(n - k, 0)]).sum(0) / ((centred**2).sum(0) + 0.01 * n) for k in lags]
+        expected = [own.mean(0), np.sqrt(own.var(0) + 1e-5), changes, *quantiles, *correlations]
+        np.testing.assert_allclose(row, np.concatenate(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_are_told_of_whole_crops_and_add_their_share():
-    objective = dataclasses.replace(OBJECTIVE, statistics_weight=0.5)
+    objective = dataclasses.replace(OBJECTIVE, statistics_weight=0.5, lags=(2,))
     own = jax.jit(objective.init)(jax.random.key(0), batch())
     own = {**own, "statistics": jax.tree.map(jnp.zeros_like, own["statistics"])}  # tells 0
     reconstruction, count, _ = loss(own, batch())
     total = loss(own, batch(), objective)[0]
-    per_row = np.abs(masked_timesteps.crop_statistics(batch()["features"], NUM_STEPS)).mean(1)
+    per_row = np.abs(masked_timesteps.crop_statistics(batch()["features"], NUM_STEPS, (2,))).mean(1)
     assert total - reconstruction == pytest.approx(0.5 * (masked_in_loss().sum(1) * per_row).sum(), rel=1e-4)
+    # Reconstruction is learned first; from 30 % of the training on the share grows to its full size at the end.
+    early, later = (jax.jit(objective.loss)(variables(own), batch(), KEY, progress)[0] for progress in (0.3, 0.65))
+    assert early == pytest.approx(reconstruction, rel=1e-5) and later - early == pytest.approx((total - early) / 2, rel=1e-3)
     weight = np.array([1, 0, 1, 1], np.float32)
     assert loss(own, batch() | {"weight": weight}, objective)[0] < total
     noise = np.random.default_rng(1).normal(size=(4, 20, 6)).astype(np.float32)
@@ -220,4 +225,4 @@ def test_spans_are_given_in_seconds(span, expected):
     frontend = Frontend(("a", "b", "c"), None, 180.0, 5.0, pool=2, stack=2, frame_seconds=0.01)
     config = ml_collections.ConfigDict({"ratio": 0.6, "span": span, "loss": "l2", "statistics_weight": 3.0})
     made = masked_timesteps.make(config, OBJECTIVE.encoder, frontend, types.SimpleNamespace())
-    assert made == MaskedTimesteps(OBJECTIVE.encoder, 6, 0.6, expected, "l2", 3.0)
+    assert made == MaskedTimesteps(OBJECTIVE.encoder, 6, 0.6, expected, "l2", 3.0, (2, 4, 8, 16))

@@ -74,7 +74,6 @@ class Sequence(contextlib.AbstractContextManager):
         root = self._group(self._file, self.root)
         self._data = self._group(root, "data")
         self.ids: list[str] = sorted(self._data)
-        self._known = frozenset(self.ids)
         odd = [entry for entry in self.ids if not entry.isprintable()]
         if odd:
             raise UserError(f"{self.path} has an entry named {odd[0]!r}: the file is damaged, fetch or write it anew.")
@@ -98,7 +97,7 @@ class Sequence(contextlib.AbstractContextManager):
         return parent[name]
 
     def __contains__(self, entry: str) -> bool:
-        return entry in self._known
+        return entry in self._data
 
     def _where(self, entry: str) -> str:
         return f"{self.path}, entry '{entry}',"

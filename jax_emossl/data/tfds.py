@@ -24,12 +24,9 @@ _NEEDED = ("tensorflow", "tensorflow_datasets", "importlib_resources")
 
 def require() -> None:
     """Raises UserError where a package that the export needs is missing."""
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"A TFDS dataset needs the package {missing[0]}, which is not installed: "
-            "pip install tensorflow-cpu tensorflow-datasets importlib_resources, or leave out --tfds."
-        )
+    for name in (name for name in _NEEDED if importlib.util.find_spec(name) is None):
+        mend = "pip install tensorflow-cpu tensorflow-datasets importlib_resources, or leave out --tfds"
+        raise UserError(f"A TFDS dataset needs the package {name}, which is not installed: {mend}.")
 
 
 def write(corpus: Corpus, folder: Path) -> None:

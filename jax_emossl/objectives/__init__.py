@@ -42,8 +42,8 @@ class Objective(Protocol):
     def init(self, key: jax.Array, example: Batch) -> Params:
         """Random parameters for batches like `example`; the subtree `encoder` belongs to the shared encoder."""
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
-        """Sum of the training loss, its count, and further sums to log (each divided by the count)."""
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
+        """Sum of the training loss, its count, and further sums to log (each divided by the count); `progress` is the share of steps done."""
 
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
         """Outputs per row, independent of the other rows and of padding."""

@@ -74,7 +74,7 @@ class _Emotion(Representation, LabelledObjective):
     def init(self, key: jax.Array, example: Batch) -> Params:
         return self._model.init(key, example["features"], example["num_steps"], 0.0, 1.0, True)["params"]
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
         location, scale = (variables["constants"]["recordings"][name][batch["recording"]] for name in ("location", "scale"))
         inputs = batch["features"], batch["num_steps"], location, scale
         scores = self._model.apply({"params": variables["params"]}, *inputs, False, rngs={"dropout": key})
@@ -93,9 +93,6 @@ class _Emotion(Representation, LabelledObjective):
     def _model(self) -> _Model:
         return _Model(self.encoder, len(self.classes), self.dropout)
 
-    def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
-        raise NotImplementedError
-
 
 @dataclasses.dataclass(frozen=True)
 class Intensity(_Emotion):
@@ -108,7 +105,7 @@ class Intensity(_Emotion):
         """The intensities themselves."""
         return labels
 
-    def _row_loss(self, scores, labels):
+    def _row_loss(self, scores: Float[Array, "b e"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
         return regression_loss(self.loss_name)(scores, labels).mean(-1)
 
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> list[float | None]:
@@ -137,7 +134,7 @@ class Category(_Emotion):
         place = {name: i for i, name in enumerate(self.classes)} | {name: metrics.UNSEEN - i for i, name in enumerate(unseen)}
         return np.array([place[name] for name in category_names(labels, self.emotions)], int)
 
-    def _row_loss(self, scores, labels):
+    def _row_loss(self, scores: Float[Array, "b c"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
         columns = jnp.array([self.classes.index(e) if e in self.classes else 0 for e in self.emotions])
         neutral = self.classes.index(NEUTRAL) if NEUTRAL in self.classes else 0
         target = jnp.where(labels.any(-1), columns[labels.argmax(-1)], neutral)

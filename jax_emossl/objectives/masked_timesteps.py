@@ -1,7 +1,8 @@
 """Pretraining: reconstruct randomly masked timesteps of the encoded features.
 
 After Nimitsurachat & Washington 2023 (arXiv 2307.12343); spans as in Mockingjay (Liu et al. 2020). Where asked for, the
-pooled encoder must also tell statistics of the whole crop from what is left of it, so that it keeps what functionals know.
+pooled encoder must also tell statistics of the whole crop from what is left of it, so that it keeps what functionals know. They
+begin to count when the encoder has learned to interpolate: where they do from the start, it may never learn that.
 """
 
 import dataclasses
@@ -19,6 +20,9 @@ from jax_emossl.metrics import Report
 from jax_emossl.objectives import Batch, Objective, Outputs, Params, Variables, regression_loss
 
 _QUANTILES = (0.05, 0.5, 0.95)
+_LAGS = (0.08, 0.16, 0.32, 0.64)  # s, of the autocorrelations
+_STATISTICS_FROM = 0.3  # share of the training from which the weight of the statistics grows, linearly, to its full size at the end
+_SILENCE = 0.01  # variance that is added to a dimension's, so that one which hardly moves has no autocorrelation
 
 
 def span_mask(key: jax.Array, num_steps: Int[Array, ""], length: int, ratio: float, span: int) -> Bool[Array, "t"]:
@@ -41,14 +45,21 @@ def span_mask(key: jax.Array, num_steps: Int[Array, ""], length: int, ratio: flo
     return (rank[block] < count) & (jnp.arange(length) < num_steps)
 
 
-def crop_statistics(features: Float[Array, "b t d"], num_steps: Int[Array, "b"]) -> Float[Array, "b s"]:
-    """Per dimension mean, deviation, mean size of the changes, and quantiles over the valid steps, S = 6 D."""
+def crop_statistics(features: Float[Array, "b t d"], num_steps: Int[Array, "b"], lags: tuple[int, ...]) -> Float[Array, "b s"]:
+    """Per dimension what the valid steps have of level and of movement, S = (6 + lags) D.
+
+    Mean, deviation, mean size of the changes, quantiles, and autocorrelations at some lags (model steps), 0 beyond the row.
+    """
     valid = valid_steps(num_steps, features.shape[1])[..., None]
     changes = jnp.where(valid[:, 1:], jnp.abs(jnp.diff(features, axis=1)), 0).sum(1) / jnp.maximum(num_steps - 1, 1)[:, None]
     ascending = jnp.sort(jnp.where(valid, features, jnp.inf), 1)
     places = (jnp.array(_QUANTILES) * (num_steps[:, None] - 1)).astype(jnp.int32)
     quantiles = jnp.take_along_axis(ascending, places[..., None], 1)
-    return jnp.concatenate([pool_statistics([features], num_steps), changes, quantiles.reshape(len(features), -1)], -1)
+    pooled = pool_statistics([features], num_steps)
+    centred = jnp.where(valid, features - pooled[:, None, : features.shape[-1]], 0)
+    energy = jnp.sum(centred**2, 1) + _SILENCE * num_steps[:, None]
+    movement = [jnp.sum(centred[:, lag:] * centred[:, : max(features.shape[1] - lag, 0)], 1) / energy for lag in lags]
+    return jnp.concatenate([pooled, changes, quantiles.reshape(len(features), -1), *movement], -1)
 
 
 class Reconstruction(nn.Module):
@@ -64,16 +75,16 @@ class Reconstruction(nn.Module):
 class _Model(nn.Module):
     encoder: nn.Module
     dimension: int
-    tells_statistics: bool
+    statistics: int  # how many of each dimension are told
 
     @nn.compact
     def __call__(self, features, num_steps, masked, deterministic):
         encoded = self.encoder(features, num_steps, masked, deterministic)
         reconstructed = Reconstruction(self.dimension, name="head")(encoded.layers[-1])
-        if not self.tells_statistics:
+        if not self.statistics:
             return reconstructed, None
         pooled = nn.LayerNorm()(encoded.pooled())
-        return reconstructed, nn.Dense((3 + len(_QUANTILES)) * self.dimension, name="statistics")(pooled)
+        return reconstructed, nn.Dense(self.statistics * self.dimension, name="statistics")(pooled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +96,8 @@ class MaskedTimesteps(Objective):
       ratio: share of the steps that is masked.
       span: model steps masked in one piece.
       loss_name: of features and statistics, see `regression_loss`.
-      statistics_weight: of the loss of the crop's statistics; 0 leaves reconstruction alone, by which steps are chosen anyway.
+      statistics_weight: of the loss of the crop's statistics, in the end; 0 leaves reconstruction alone, by which steps are chosen anyway.
+      lags: model steps of the autocorrelations among these.
     """
 
     encoder: nn.Module
@@ -94,11 +106,12 @@ class MaskedTimesteps(Objective):
     span: int
     loss_name: str
     statistics_weight: float = 0.0
+    lags: tuple[int, ...] = ()
     selection: str = "loss"
 
     @property
     def _model(self) -> _Model:
-        return _Model(self.encoder, self.dimension, self.statistics_weight > 0)
+        return _Model(self.encoder, self.dimension, (3 + len(_QUANTILES) + len(self.lags)) * (self.statistics_weight > 0))
 
     def init(self, key: jax.Array, example: Batch) -> Params:
         return self._model.init(key, example["features"], example["num_steps"], None, True)["params"]
@@ -125,18 +138,19 @@ class MaskedTimesteps(Objective):
         count = counted.sum(1).astype(jnp.float32)
         sums = {"loss": total(predicted), "loss_of_constant": total(jnp.zeros_like(features)), "masked_steps": count}
         if statistics is not None:
-            told = error(statistics, crop_statistics(features, batch["num_steps"])).mean(-1)
+            told = error(statistics, crop_statistics(features, batch["num_steps"], self.lags)).mean(-1)
             sums["loss_of_statistics"] = count * told  # a row weighs the same in both losses
         return sums
 
-    def loss(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[Array, Array, dict[str, Array]]:
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
         mask_key, dropout = jax.random.split(key)
         keys = jax.random.split(mask_key, len(batch["num_steps"]))
         sums = {name: jnp.sum(batch["weight"] * x) for name, x in self._sums(variables, batch, keys, dropout).items()}
         reconstruction, count = sums.pop("loss"), sums.pop("masked_steps")
         if not self.statistics_weight:
             return reconstruction, count, sums
-        total = reconstruction + self.statistics_weight * sums["loss_of_statistics"]
+        weight = self.statistics_weight * jnp.clip((progress - _STATISTICS_FROM) / (1 - _STATISTICS_FROM), 0, 1)
+        total = reconstruction + weight * sums["loss_of_statistics"]
         return total, count, {"loss_of_reconstruction": reconstruction, **sums}
 
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
@@ -160,5 +174,5 @@ def _fixed_keys(batch: Batch) -> jax.Array:
 
 def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> MaskedTimesteps:
     """The objective of `config.objective`."""
-    span = max(1, frontend.steps(config.span))
-    return MaskedTimesteps(encoder, frontend.dimension, config.ratio, span, config.loss, config.statistics_weight)
+    span, lags = max(1, frontend.steps(config.span)), dict.fromkeys(map(frontend.steps, _LAGS))
+    return MaskedTimesteps(encoder, frontend.dimension, config.ratio, span, config.loss, config.statistics_weight, tuple(lags))
