@@ -188,7 +188,7 @@ def test_statistics_are_told_of_whole_crops_and_add_their_share():
     per_row = np.abs(masked_timesteps.crop_statistics(batch()["features"], NUM_STEPS, (2,))).mean(1)
     assert total - reconstruction == pytest.approx(0.5 * (masked_in_loss().sum(1) * per_row).sum(), rel=1e-4)
     # Reconstruction is learned first; from 30 % of the training on the share grows to its full size at the end.
-    early, later = (jax.jit(objective.loss)(variables(own), batch(), KEY, progress)[0] for progress in (0.3, 0.65))
+    early, later = (float(jax.jit(objective.loss)(variables(own), batch(), KEY, progress)[0]) for progress in (0.3, 0.65))
     assert early == pytest.approx(reconstruction, rel=1e-5) and later - early == pytest.approx((total - early) / 2, rel=1e-3)
     weight = np.array([1, 0, 1, 1], np.float32)
     assert loss(own, batch() | {"weight": weight}, objective)[0] < total
