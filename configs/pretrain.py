@@ -39,7 +39,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.ratio = 0.85  # share of the steps that is masked; one span stays visible, so .76 in crops of 2.56 s
     objective.span = 0.8  # s masked in one piece; 0 = single model steps
     objective.loss = "l1"  # l1 | l2 | huber
-    objective.statistics_weight = 3.0  # weight of telling the crop's mean, deviation, changes and quantiles; 0 = reconstruct only
+    objective.statistics_weight = 1.0  # weight, in the end, of telling level and movement of the crop; 0 = reconstruct only
 
     config.train = train = ml_collections.ConfigDict()
     train.unlabelled = True  # also the training recordings' stretches without labels
