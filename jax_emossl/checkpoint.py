@@ -79,7 +79,7 @@ class Checkpoints:
         steps, wanted = sorted(self._manager.all_steps(), reverse=True), _state(like)
         for step in steps:
             saved = _saved_shapes(self._workdir, step, wanted)
-            if saved and _shapes(saved) != _shapes(wanted):
+            if saved and shapes(saved) != shapes(wanted):
                 if _restore_intact(self._manager, step, saved, named=False):
                     raise UserError(
                         f"The checkpoint of step {step} in {self._workdir} has other shapes than the config: start in another --workdir."
@@ -228,7 +228,7 @@ def _saved_shapes(workdir: Path, step: int, items: Iterable[str]) -> dict[str, A
         return None
 
 
-def _shapes(tree: Any) -> dict[str, tuple]:
+def shapes(tree: Any) -> dict[str, tuple]:
     """Shape and type of every array, under a path that is the same for a named tuple and the dict it was saved as."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(a.shape), jnp.dtype(a.dtype)) for path, a in flat}

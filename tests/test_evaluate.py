@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -104,3 +105,13 @@ def test_a_corpus_of_another_hop_is_seen_in_model_steps_of_the_same_duration(eva
 def test_a_corpus_whose_hop_does_not_fit_is_refused(evaluated, finetuning, other):
     with pytest.raises(UserError, match="stacks 8 frames in a model step of 0.16 s where the corpus has 4: pretrain on features of"):
         evaluated(finetuning, **other("SLOWER", slower=4))
+
+
+def test_weights_of_other_shapes_than_the_config_makes_are_refused(evaluated, finetuning, tmp_path):
+    """As those of another version may be."""
+    copy = shutil.copytree(finetuning, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["layers"] += 1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="copy holds weights of other shapes than this version makes of its config: train anew"):
+        evaluated(copy)

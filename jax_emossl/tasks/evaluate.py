@@ -27,6 +27,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     experiment = build(trained, corpus, carried(card, corpus, source))
     _check(card, experiment, source)
     best = checkpoint.load_best(source)
+    if checkpoint.shapes(best.variables["params"]) != checkpoint.shapes(experiment.params()):
+        raise UserError(f"{source} holds weights of other shapes than this version makes of its config: train anew.")
     preemption.stop_if_requested()
     experiment = dataclasses.replace(experiment, encoder=best.variables["params"]["encoder"] if pretrained else None)  # names the arm
     valid = experiment.segments("valid")
