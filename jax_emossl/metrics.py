@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from sklearn import metrics as sklearn_metrics
 
 MAX_INTENSITY = 3
-LOWER_IS_BETTER = frozenset({"loss", "mae", "mae_positive"})
+LOWER_IS_BETTER = frozenset({"loss", "total_loss", "mae", "mae_positive"})
 FULL_NAMES = {
     "mae": "mean absolute error",
     "auroc": "AUROC (mean over emotions)",

@@ -199,7 +199,12 @@ def test_statistics_are_told_of_whole_crops_and_add_their_share():
 
 def test_metrics_are_global_means_beside_the_constants():
     outputs = {"loss": np.array([6.0, 2.0]), "loss_of_constant": np.array([9.0, 3.0]), "masked_steps": np.array([3.0, 1.0])}
-    assert OBJECTIVE.evaluate(outputs, np.zeros((2, 0)), None) == ({"loss": 2.0, "loss_of_constant": 3.0}, {})
+    means = {"loss": 2.0, "loss_of_constant": 3.0}
+    assert OBJECTIVE.evaluate(outputs, np.zeros((2, 0)), None) == (means | {"total_loss": 2.0}, {})
+    telling, outputs = dataclasses.replace(OBJECTIVE, statistics_weight=0.5), outputs | {"loss_of_statistics": np.array([3.0, 3.0])}
+    # Steps are chosen by what is trained in the end.
+    report = telling.evaluate(outputs, np.zeros((2, 0)), None)[0]
+    assert report == means | {"loss_of_statistics": 1.5, "total_loss": 2.75} and telling.selection == "total_loss"
     assert not OBJECTIVE.labelled
 
 

@@ -96,7 +96,7 @@ class MaskedTimesteps(Objective):
       ratio: share of the steps that is masked.
       span: model steps masked in one piece.
       loss_name: of features and statistics, see `regression_loss`.
-      statistics_weight: of the loss of the crop's statistics, in the end; 0 leaves reconstruction alone, by which steps are chosen anyway.
+      statistics_weight: of the loss of the crop's statistics, in the end; 0 leaves reconstruction alone.
       lags: model steps of the autocorrelations among these.
     """
 
@@ -107,7 +107,7 @@ class MaskedTimesteps(Objective):
     loss_name: str
     statistics_weight: float = 0.0
     lags: tuple[int, ...] = ()
-    selection: str = "loss"
+    selection: str = "total_loss"
 
     @property
     def _model(self) -> _Model:
@@ -157,9 +157,9 @@ class MaskedTimesteps(Objective):
         return self._sums(variables, batch, _fixed_keys(batch), None)
 
     def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
-        """The loss per masked step, and that of reconstructing every masked step as the mean."""
-        masked = outputs["masked_steps"].sum()
-        return {name: float(outputs[name].sum() / masked) for name in ("loss", "loss_of_constant")}, {}
+        """Losses per masked step: of reconstruction, of the mean in its place, of the statistics if they are told, and the weighted total."""
+        means = {name: float(sums.sum() / outputs["masked_steps"].sum()) for name, sums in outputs.items() if name != "masked_steps"}
+        return means | {"total_loss": means["loss"] + self.statistics_weight * means.get("loss_of_statistics", 0.0)}, {}
 
     def illustrate(self, variables: Variables, batch: Batch) -> dict[str, np.ndarray]:
         """What masking leaves of each row, and what is made of it."""
