@@ -30,7 +30,7 @@ class Loudness(Objective):
     def _errors(self, variables, batch):
         return jnp.abs(batch["features"].mean((1, 2)) + 1 - variables["params"]["level"])
 
-    def loss(self, variables, batch, key):
+    def loss(self, variables, batch, key, progress):
         return jnp.sum(batch["weight"] * self._errors(variables, batch)), batch["weight"].sum(), {}
 
     def predict(self, variables, batch):
