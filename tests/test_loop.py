@@ -343,8 +343,8 @@ def fitted(sweep):
 
 @pytest.fixture(scope="module")
 def pretrainings(tiny_config):
-    """Two at once, on different folds."""
-    one, other = build(tiny_config("pretrain")), build(tiny_config("pretrain", seed=5))
+    """Two at once, on different folds, with a smooth loss: rounding may turn the sign of an L1 error."""
+    one, other = (build(tiny_config("pretrain", {"objective.loss": "l2"}, seed=seed)) for seed in (0, 5))
     train, valid, test = one.training_segments(), one.segments("valid"), one.segments("test")
     return Sweep(one.objective, [one.member(train, valid, train), other.member(valid, test, valid)], one.config)
 
@@ -358,9 +358,8 @@ def assert_equal_runs(one, other, tolerance=0.0):
     assert one.step == other.step and one.diverged == other.diverged
     assert one.value == pytest.approx(other.value, rel=tolerance)
     for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables), strict=True):
-        # A key's bias has no gradient but rounding, and the statistics' weight starts at 0, so that their head's is small at first:
-        # Adam makes whole steps of either. Small arrays are allowed what a larger one is.
-        scale = max(np.abs(b).max(), 1.0)  # 1e-4 is a twentieth of one step
+        # A key's bias has no gradient but rounding, which Adam makes steps of: small arrays are allowed what a larger one is.
+        scale = max(np.abs(b).max(), 0.1)
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * scale)
 
 
