@@ -67,7 +67,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     finetune.objective = objective = ml_collections.ConfigDict()
     objective.name = "emotion"  # file in objectives
     objective.head = "intensity"  # auto | intensity | category; the paper regresses intensities
-    objective.loss = "l1"  # l1 | l2 | huber; own choice: the loss that MAE measures
+    objective.loss = "l1"  # ordinal | l1 | l2 | huber; own choice: the loss that MAE measures
     objective.dropout = 0.3  # of the pooled encoder, before the head
     objective.selection = "mae"  # validation metric that chooses the step; own choice
 

@@ -65,7 +65,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     finetune.objective = objective = ml_collections.ConfigDict()
     objective.name = "emotion"  # file in objectives
     objective.head = "auto"  # auto | intensity | category (auto: category where no segment carries two emotions)
-    objective.loss = "huber"  # of the intensity head: l1 | l2 | huber
+    objective.loss = "ordinal"  # of the intensity head: ordinal (a distribution over levels) | l1 | l2 | huber
     objective.dropout = 0.3  # of the pooled encoder, before the head
     objective.selection = ""  # validation metric that chooses the step; "" = uar (category) or auroc (intensity)
 

@@ -182,11 +182,15 @@ def _prior(file: Path, config: dict) -> float:
         raise UserError(f"{file} has no number as config.data.norm_prior: run the experiment anew.") from error
 
 
+def _fits_scores(array: np.ndarray, kind: str, scored: Scored) -> bool:
+    return array.shape == scored.scores.shape and array.dtype.kind == kind
+
+
 def _read_scored(file: Path, size: int, category: bool) -> Scored:
     """The predictions of one row for `size` classes or emotions."""
     arrays = results.load_arrays(file)
     try:
-        scored = Scored(*(arrays[name] for name in ("scores", "target", "recordings")))
+        scored = Scored(*(arrays[name] for name in ("scores", "target", "recordings", *(() if category else ("median", "four_class")))))
     except KeyError as error:
         raise UserError(f"{file} lacks {error}: run the experiment anew.") from error
     segments = scored.recordings.shape
@@ -196,6 +200,7 @@ def _read_scored(file: Path, size: int, category: bool) -> Scored:
         and scored.scores.shape == (*segments, size)
         and scored.target.shape == (segments if category else (*segments, size))
         and "".join(array.dtype.kind for array in (scored.scores, scored.target, scored.recordings)) == ("fiU" if category else "ffU")
+        and (category or _fits_scores(scored.median, "f", scored) and _fits_scores(scored.four_class, "i", scored))
         and (not category or UNSEEN - _MOST_UNSEEN < scored.target.min() <= scored.target.max() < size)
     )
     if not fits:

@@ -38,7 +38,8 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "masked_timesteps.ratio": (0.001, 0.999),
     "masked_timesteps.statistics_weight": (0, 1e6),
     "emotion.head": ("auto", "intensity", "category"),
-    **dict.fromkeys(("masked_timesteps.loss", "emotion.loss"), ("l1", "l2", "huber")),
+    "masked_timesteps.loss": ("l1", "l2", "huber"),
+    "emotion.loss": ("ordinal", "l1", "l2", "huber"),
     **dict.fromkeys(("emotion.dropout", "train.dropout"), (0, 0.99)),
     **dict.fromkeys(("data.pool", "data.stack", "masked_timesteps.span"), (0, 3600)),
     **dict.fromkeys(("train.learning_rate", "compare.learning_rates"), (0, 1e30)),
@@ -141,11 +142,12 @@ def check(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> Non
 def _check_values(config: ml_collections.ConfigDict) -> None:
     """Every field by itself, that an objective has its own, and the two that make the model."""
     fields = flat(config)
-    for name, value in fields.items():
-        _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
     for name in (name for name in fields if name.endswith("objective.name")):
+        _check_value(name, _key(fields, name), (fields[name],))
         if lacking := [key for key in _ALLOWED if key.startswith(f"{fields[name]}.") and key not in {_key(fields, n) for n in fields}]:
             raise UserError(f"{name} is '{fields[name]}', but this config lacks {lacking[0]}: take one that is made for it.")
+    for name, value in fields.items():
+        _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
     if {"train": "train", "compare": "compare", "evaluate": "fold"}.get(config.task, "task") not in config:
         raise UserError(f"task is '{config.task}', but this config lacks its fields: take one that is made for it.")
     if "model" in config and config.model.width % (2 * config.model.heads):

@@ -6,6 +6,7 @@ reason stands in `undefined`. Shapes: S segments, E emotions, C classes.
 
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,6 +26,30 @@ UNSEEN = -1  # category, like all below it, of a class that the training fold do
 
 Report = tuple[dict, dict[str, str]]
 """Metrics (numbers, None, or nested per emotion) and, for every None, the reason under its name."""
+
+
+class Intensities(NamedTuple):
+    """What is said of every segment and emotion, in the form that each metric asks for; all are (S, E).
+
+    Attributes:
+      scores: they rank segments (AUROC), and are held against thresholds (balanced accuracy, F1).
+      median: for mean absolute errors.
+      four_class: one of the classes 0..3.
+      mean: for concordance.
+      present: for the mean absolute error where the emotion is there.
+    """
+
+    scores: Float[np.ndarray, "s e"]
+    median: Float[np.ndarray, "s e"]
+    four_class: Int[np.ndarray, "s e"]
+    mean: Float[np.ndarray, "s e"]
+    present: Float[np.ndarray, "s e"]
+
+    @classmethod
+    def of(cls, scores: Float[np.ndarray, "s e"]) -> Self:
+        """Predicted intensities, clipped to [0, 3] but for ranks."""
+        clipped = np.clip(scores, 0, MAX_INTENSITY)
+        return cls(scores, clipped, four_class(scores), clipped, clipped)
 
 
 def better(name: str, value: float, than: float | None) -> bool:
@@ -65,20 +90,18 @@ def choose_thresholds(scores: Float[np.ndarray, "s e"], labels: Float[np.ndarray
 
 
 def intensity_report(
-    scores: Float[np.ndarray, "s e"], labels: Float[np.ndarray, "s e"], emotions: Sequence[str], thresholds: Sequence[float | None]
+    predicted: Intensities, labels: Float[np.ndarray, "s e"], emotions: Sequence[str], thresholds: Sequence[float | None]
 ) -> Report:
     """Metrics of predicted intensities.
 
     Args:
-      scores: unclipped predictions; MAE, accuracy and concordance clip them to [0, 3], ranks do not.
       labels: intensities in [0, 3].
-      thresholds: from `choose_thresholds` on the validation fold.
+      thresholds: of the scores, from `choose_thresholds` on the validation fold.
     """
-    predicted = np.clip(scores, 0, MAX_INTENSITY)
     undefined: dict[str, str] = {}
     per_emotion = {}
     for e, emotion in enumerate(emotions):
-        per_emotion[emotion], reasons = _emotion_report(scores[:, e], predicted[:, e], labels[:, e], thresholds[e])
+        per_emotion[emotion], reasons = _emotion_report(Intensities(*(own[:, e] for own in predicted)), labels[:, e], thresholds[e])
         undefined |= {f"per_emotion.{emotion}.{name}": reason for name, reason in reasons.items()}
     return _over_emotions(per_emotion, labels, undefined)
 
@@ -96,16 +119,15 @@ def _over_emotions(per_emotion: dict[str, dict], labels: Float[np.ndarray, "s e"
     return report | {"per_emotion": per_emotion}, undefined
 
 
-def _emotion_report(score, predicted, label, threshold) -> Report:
-    """Metrics of one emotion; all arguments but the threshold are (S,)."""
-    present = label > 0
-    error = np.abs(predicted - label)
+def _emotion_report(predicted: Intensities, label: Float[np.ndarray, "s"], threshold: float | None) -> Report:
+    """Metrics of one emotion; all that is predicted of it is (S,)."""
+    present, score = label > 0, predicted.scores
     one_class = f"{'every' if present.all() else 'no'} segment has the emotion" if present.all() or not present.any() else ""
     row = {
-        "mae": float(error.mean()),
-        "accuracy4": float(np.mean(four_class(score) == four_class(label))),
-        "mae_positive": float(error[present].mean()) if present.any() else None,
-        "concordance": concordance(predicted, label),
+        "mae": float(np.abs(predicted.median - label).mean()),
+        "accuracy4": float(np.mean(predicted.four_class == four_class(label))),
+        "mae_positive": float(np.abs(predicted.present - label)[present].mean()) if present.any() else None,
+        "concordance": concordance(predicted.mean, label),
         "balanced_accuracy": None,
         "f1_weighted": None,
         "f1_macro": None,
@@ -152,8 +174,8 @@ def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Fl
 
 
 def _constant_report(label: Float[np.ndarray, "s"], constant: float, always: bool) -> Report:
-    score = np.full(len(label), float(constant))
-    return _emotion_report(score, score, label, threshold=-1.0 if always else MAX_INTENSITY + 1.0)
+    predicted = Intensities.of(np.full(len(label), float(constant)))
+    return _emotion_report(predicted, label, threshold=-1.0 if always else MAX_INTENSITY + 1.0)
 
 
 def category_report(scores: Float[np.ndarray, "s c"], target: Int[np.ndarray, "s"], classes: Sequence[str]) -> Report:

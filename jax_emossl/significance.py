@@ -26,14 +26,18 @@ class Scored:
     """What one run said of the reported fold's segments.
 
     Attributes:
-      scores: (S, C) logits of categories, or intensities.
+      scores: (S, C) logits of categories, or ranks of segments by each emotion.
       target: (S,) places among the classes, `metrics.UNSEEN` and below for others, or (S, C) true intensities.
       recordings: (S,) ids.
+      median: (S, C) predicted intensities; None for categories, as is
+      four_class: (S, C) which of the classes 0..3 they are likeliest to be.
     """
 
     scores: Float[np.ndarray, "s c"]
     target: np.ndarray
     recordings: np.ndarray
+    median: Float[np.ndarray, "s c"] | None = None
+    four_class: Int[np.ndarray, "s c"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,11 +202,11 @@ def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict
 def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
     """Metrics of intensities by name, `mae of <emotion>` and `accuracy4 of <emotion>` among them."""
 
-    def absolute(scores, target):
-        return np.abs(np.clip(scores, 0, metrics.MAX_INTENSITY) - target)
+    def absolute(scored):
+        return np.abs(scored.median - scored.target)
 
-    def correct(scores, target):
-        return (metrics.four_class(scores) == metrics.four_class(target)).astype(float)
+    def correct(scored):
+        return (scored.four_class == metrics.four_class(scored.target)).astype(float)
 
     made = {"auroc": Metric(_pair_wins, lambda sums: np.nanmean(_ratio(sums[..., ::2], sums[..., 1::2]), -1), pairs=True)}
     for name, of in (("mae", absolute), ("accuracy4", correct)):
@@ -224,8 +228,8 @@ def _confusions(scored: Scored, order: Sequence[str], unseen: Sequence[int]) -> 
 
 
 def _per_recording(scored: Scored, order: Sequence[str], of: Callable, columns: slice) -> Tally:
-    """(R, 2): the sum of what `of` makes of scores and target, and the number of its values."""
-    values = of(scored.scores, scored.target)[:, columns]
+    """(R, 2): the sum of what `of` makes of the run, (S, C), and the number of its values."""
+    values = of(scored)[:, columns]
     row = np.searchsorted(order, scored.recordings)
     total = np.bincount(row, values.sum(1), minlength=len(order))
     return np.stack([total, np.bincount(row, minlength=len(order)) * values.shape[1]], 1)

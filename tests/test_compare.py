@@ -10,10 +10,12 @@ from jax_emossl import checkpoint, preemption, results, tuned
 from jax_emossl.data import corpora
 from jax_emossl.errors import UserError
 from jax_emossl.loop import Fitted
+from jax_emossl.metrics import four_class
 from jax_emossl.study import num_labels
 from jax_emossl.tasks import compare
 
 ARMS = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")
+CALIBRATION = {"threshold": [0.5] * 6, "scale": [1.0] * 6}
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def test_predictions_are_kept_and_give_the_metrics_of_their_row(comparison, demo
     for row in rows:
         if row["arm"] != "constant":
             kept = results.load_arrays(folder / row["predictions"])
-            mae = np.abs(np.clip(kept["scores"], 0, 3) - kept["target"]).mean()
-            assert row["metrics"]["mae"] == pytest.approx(mae, rel=1e-5)
+            assert row["metrics"]["mae"] == pytest.approx(np.abs(kept["median"] - kept["target"]).mean(), rel=1e-5)
+            assert row["metrics"]["accuracy4"] == pytest.approx((kept["four_class"] == four_class(kept["target"])).mean())
             assert kept["recordings"].tolist() == demo_corpus.fold("test").recordings
 
 
@@ -116,7 +118,7 @@ def test_both_arms_try_the_same_grid_and_validation_alone_chooses(grid_config, p
             tried[pretrained].append((settings, member.seed, member.crop, rates, member.train.positions.tolist()))
         values = {1e-3: 0.5, 3e-3: 0.9, 1e-2: 0.2}
         rates = [round(float(member.rates.learning_rate), 6) for member in members]
-        return [Fitted({"rate": rate}, 1, values[rate], [0.5] * 6, "") for rate in rates]
+        return [Fitted({"rate": rate}, 1, values[rate], CALIBRATION, "") for rate in rates]
 
     def predict(objective, variables, segments, *_, **__):
         reported.extend((own["rate"], set(part.recordings)) for own, part in zip(variables, segments, strict=True))
@@ -137,7 +139,7 @@ def test_a_training_that_diverges_is_told_and_no_choice_unless_all_do(grid_confi
 
     def fit(lost):
         def one(member):
-            return broken if round(float(member.rates.learning_rate), 6) in lost else Fitted({"params": {}}, 1, 0.5, [0.5] * 6, "")
+            return broken if round(float(member.rates.learning_rate), 6) in lost else Fitted({"params": {}}, 1, 0.5, CALIBRATION, "")
 
         return lambda objective, members, config, **_: [one(member) for member in members]
 
@@ -222,12 +224,14 @@ def test_rotations_and_variants_are_pretrained_and_compared_apart(comparison_con
     config.data.features, config.data.labels = (str(demo_files / f"DEMO_{name}.csd") for name in ("COVAREP", "Labels"))
     config.data.folds = f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}"
     config.compare.update({"arms": ("frozen",), "label_counts": (12,), "seeds": 2})
-    config.compare.variants = (("own", (("data.norm_prior", 0.0),)), ("short", (("pretrain.train.steps", 2), ("compare.seeds", 1))))
+    own = ("own", (("data.norm_prior", 0.0),))
+    config.compare.variants = (own, ("alike", own[1]), ("short", (("pretrain.train.steps", 2), ("compare.seeds", 1))))
     rows = compare.run(config, tmp_path / "out")
     made = [(row["variant"], row["folds"], row["arm"], row["seed"]) for row in rows]
-    expected = [("own", 0), ("own", 1), ("short", 0)]
+    expected = [("own", 0), ("own", 1), ("alike", 0), ("alike", 1), ("short", 0)]
     assert sorted(m for m in made if m[2] == "frozen") == sorted((v, f, "frozen", s) for v, s in expected for f in ("a", "b"))
-    assert sum(m[2] == "constant" for m in made) == 4
+    assert sum(m[2] == "constant" for m in made) == 6
+    assert not (tmp_path / "out" / "pretrain" / "alike").exists()  # it shares its encoder with the one before it
     for variant in ("short", "own"):
         for rotation in ("a", "b"):
             pretraining = tmp_path / "out" / "pretrain" / variant / rotation

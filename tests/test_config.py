@@ -115,7 +115,7 @@ BAD = [
     ("scratch", {"objective.name": "masked_timesteps"}, "objective.name is 'masked_timesteps', but this config lacks masked_timesteps"),
     ("pretrain", {"objective.name": "emotion"}, "objective.name is 'emotion', but this config lacks emotion.head"),
     ("scratch", {"objective.head": "brain"}, "objective.head is 'brain': choose one of auto, intensity, category"),
-    ("scratch", {"objective.loss": "l3"}, "objective.loss is 'l3': choose one of l1, l2, huber"),
+    ("scratch", {"objective.loss": "l3"}, "objective.loss is 'l3': choose one of ordinal, l1, l2, huber"),
     ("scratch", {"objective.dropout": 1.0}, "objective.dropout is 1.0"),
     ("pretrain", {"objective.loss": "l3"}, "objective.loss is 'l3': choose one of l1, l2, huber"),
     ("pretrain", {"objective.ratio": 0.0}, "objective.ratio is 0.0"),

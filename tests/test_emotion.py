@@ -26,9 +26,9 @@ FOLD = Recordings(np.array([0, 1, 0, 1, 2], np.int32), np.array([0.5, 1.0, 0.25]
 
 
 def make(labels, encoder=ENCODER, **fields):
-    config = ml_collections.ConfigDict({"head": "auto", "loss": "huber", "dropout": 0.3, "selection": ""} | fields)
+    config = ml_collections.ConfigDict({"head": "auto", "loss": "ordinal", "dropout": 0.3, "selection": ""} | fields)
     fold = types.SimpleNamespace(labels=labels)
-    corpus = types.SimpleNamespace(emotions=EMOTIONS, fold={"train": fold}.__getitem__)
+    corpus = types.SimpleNamespace(name="talk", emotions=EMOTIONS, fold={"train": fold}.__getitem__)
     return emotion.make(config, encoder, None, corpus)
 
 
@@ -174,13 +174,14 @@ def test_steps_are_selected_by_the_heads_own_metric_or_the_configured(labels, me
     assert make(labels, selection="f1_macro").selection == "f1_macro"
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "huber"])
+@pytest.mark.parametrize("name", ["l1", "l2", "huber", "ordinal"])
 def test_the_intensity_loss_is_the_mean_over_emotions_summed_over_segments(name):
     objective = dataclasses.replace(make(SEVERAL, loss=name), dropout=0.0)
     variables = learned(objective)
     error = plain_scores(objective, variables, batch()) - SEVERAL
     huber = np.where(np.abs(error) < 1, error**2 / 2, np.abs(error) - 0.5)
-    expected = {"l1": np.abs(error), "l2": error**2, "huber": huber}[name].mean(1).sum()
+    ordinal = np.asarray(objective.levels.loss(error + SEVERAL, SEVERAL))
+    expected = {"l1": np.abs(error), "l2": error**2, "huber": huber, "ordinal": ordinal}[name].mean(1).sum()
     assert loss(objective, variables, batch()) == pytest.approx((expected, 5), rel=1e-5)
 
 
@@ -247,11 +248,27 @@ def test_every_class_that_training_never_saw_is_a_class_of_its_own():
     assert report["uar"] == pytest.approx(1 / 3)
 
 
-def test_intensity_thresholds_come_from_the_calibration_fold():
-    objective, scores = make(SEVERAL), np.random.default_rng(0).normal(size=(5, 3))
+@pytest.mark.parametrize("name", ["ordinal", "huber"])
+def test_thresholds_and_scales_come_from_the_calibration_fold(name):
+    objective, scores = make(SEVERAL, loss=name), np.random.default_rng(0).normal(size=(5, 3))
     calibration = objective.calibrate({"scores": scores}, SEVERAL)
-    assert calibration == metrics.choose_thresholds(scores, SEVERAL)
-    assert objective.evaluate({"scores": scores}, SEVERAL, calibration) == metrics.intensity_report(scores, SEVERAL, EMOTIONS, calibration)
+    assert calibration["threshold"] == metrics.choose_thresholds(scores, SEVERAL)
+    if name == "ordinal":
+        assert calibration["scale"] == objective.levels.scale(scores, SEVERAL)
+        predicted = objective.levels.decode(scores, calibration["scale"])
+    else:
+        assert "scale" not in calibration
+        predicted = metrics.Intensities.of(scores)
+    made = objective.evaluate({"scores": scores}, SEVERAL, calibration)
+    assert made == metrics.intensity_report(predicted, SEVERAL, EMOTIONS, calibration["threshold"])
+    kept = objective.decode(scores, calibration)
+    np.testing.assert_allclose(kept["median"], predicted.median, rtol=1e-6)
+    np.testing.assert_array_equal(kept["four_class"], predicted.four_class)
+
+
+def test_intensities_that_are_all_0_are_refused():
+    with pytest.raises(UserError, match="Every intensity of the training fold of talk is 0"):
+        make(np.zeros((4, 3), np.float32), head="intensity")
 
 
 def test_the_constant_is_the_training_folds():

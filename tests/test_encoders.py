@@ -9,6 +9,7 @@ from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.layers import pool_statistics
 from jax_emossl.objectives.emotion import Intensity
 from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
+from jax_emossl.ordinal import Levels
 
 RECURRENT = '''
 """A new encoder: a recurrent network, whose last state sums up a row."""
@@ -64,7 +65,7 @@ def test_heads_read_every_layers_statistics_and_the_summary_where_there_is_one()
 
 def test_a_new_encoder_is_one_new_file_for_every_objective(recurrent):
     pooled = 2 * 8 + 8  # of its one layer, and its summary
-    intensity = Intensity(recurrent, ("happy", "sad"), ("happy", "sad"), 0.0, "auroc")
+    intensity = Intensity(recurrent, ("happy", "sad"), ("happy", "sad"), 0.0, "auroc", Levels.of(np.eye(2)))
     standards = {"recordings": {"location": np.zeros((1, pooled), np.float32), "scale": np.ones((1, pooled), np.float32)}}
     for objective, constants in ((MaskedTimesteps(recurrent, 6, 0.5, 3, "l1", 1.0), {}), (intensity, standards)):
         params = jax.jit(objective.init)(jax.random.key(0), batch())

@@ -109,6 +109,9 @@ class Moved(LabelledObjective):
     def constant(self, labels, train_labels):
         return metrics.constant_category_report(self.target(labels), self.target(train_labels), self.classes)
 
+    def decode(self, scores, calibration):
+        return {"scores": scores}
+
     def read_out(self, strength):
         return LogisticRegression(C=strength)
 

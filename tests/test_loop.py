@@ -21,7 +21,6 @@ from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.logs import Scalars
 from jax_emossl.loop import _Run, fit
-from jax_emossl.objectives import regression_loss
 from jax_emossl.predict import Resident, predict
 from jax_emossl.tasks import train as task
 
@@ -193,7 +192,7 @@ def test_the_step_with_the_best_validation_value_is_chosen(from_scratch):
     values = log.values("valid/auroc")
     assert list(values) == [2, 4, 6]
     assert (fitted.step, fitted.value) == max(values.items(), key=lambda item: item[1])
-    assert not fitted.diverged and len(fitted.calibration) == 6
+    assert not fitted.diverged and len(fitted.calibration["threshold"]) == 6
     same(fitted.variables, snapshots[fitted.step])
 
 
@@ -272,7 +271,7 @@ def test_the_heads_standards_are_the_same_in_training_and_in_prediction(tiny_con
         for name in ("location", "scale"):
             np.testing.assert_allclose(variables["constants"]["recordings"][name][rows], of_finish[name][rows], rtol=1e-4, atol=1e-5)
         (outputs,) = predict(objective, [variables], [train], 8, 8.0)
-        expected = np.asarray(regression_loss("huber")(outputs["scores"], train.labels)).mean(1)
+        expected = np.asarray(objective.levels.loss(outputs["scores"], train.labels)).mean(1)
         for selection in itertools.islice(Sampler(train.lengths, 8, growth=8.0).in_order(), 2):
             total, _, _ = loss(variables, train.gather(selection), jax.random.key(0))
             assert float(total) == pytest.approx(expected[selection.segments].sum(), rel=1e-4)

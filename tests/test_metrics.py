@@ -19,7 +19,7 @@ def intensities(seed, segments=60, emotions=3):
 
 def report(scores, labels, thresholds=None, emotions=EMOTIONS):
     thresholds = [0.5] * labels.shape[1] if thresholds is None else thresholds
-    return metrics.intensity_report(scores, labels, emotions, thresholds)
+    return metrics.intensity_report(metrics.Intensities.of(scores), labels, emotions, thresholds)
 
 
 def one_emotion(scores, labels, threshold=0.5):

@@ -10,6 +10,7 @@ from jax_emossl.experiment import build
 from jax_emossl.loop import Member, fit
 from jax_emossl.objectives.emotion import Intensity
 from jax_emossl.optimizer import Rates
+from jax_emossl.ordinal import Levels
 
 LOUDNESS = '''
 """A new objective: the mean of the features, learned with one number."""
@@ -86,7 +87,7 @@ def test_four_methods_suffice_to_train_many_at_once(loudness, demo_corpus):
 
 
 def intensity(selection):
-    return Intensity(None, ("happy", "sad"), ("happy", "sad"), 0.0, selection)
+    return Intensity(None, ("happy", "sad"), ("happy", "sad"), 0.0, selection, Levels.of(np.eye(2)), "huber")
 
 
 def test_steps_are_judged_by_the_selection_metric_calibrated_on_validation():

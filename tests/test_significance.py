@@ -17,7 +17,8 @@ def category_run(rng, recordings=4, segments=25, skill=1.0, name="r"):
 
 def intensity_run(rng, recordings=4, segments=25):
     target = np.where(rng.random((recordings * segments, 2)) < 0.4, rng.integers(1, 4, (recordings * segments, 2)), 0).astype(float)
-    return Scored(target + rng.normal(size=target.shape), target, np.repeat([f"r{i}" for i in range(recordings)], segments))
+    made = metrics.Intensities.of(target + rng.normal(size=target.shape))
+    return Scored(made.scores, target, np.repeat([f"r{i}" for i in range(recordings)], segments), made.median, made.four_class)
 
 
 @pytest.mark.parametrize("unseen", [[], [metrics.UNSEEN - 1, metrics.UNSEEN]])
@@ -47,7 +48,7 @@ def test_a_draw_is_judged_by_the_classes_in_it(drawn):
 
 def test_intensity_metrics_are_those_of_the_results_file():
     run = intensity_run(np.random.default_rng(0))
-    expected, _ = metrics.intensity_report(run.scores, run.target, EMOTIONS, [0.5, 0.5])
+    expected, _ = metrics.intensity_report(metrics.Intensities.of(run.scores), run.target, EMOTIONS, [0.5, 0.5])
     for name in ("auroc", "mae", "accuracy4"):
         assert Runs({("", 0): run}, intensity_metrics(EMOTIONS)[name]).value == pytest.approx(expected[name])
     for name in ("mae", "accuracy4"):

@@ -83,6 +83,9 @@ class LabelledObjective(Objective, Protocol):
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> Any:
         """Whatever `evaluate` needs that must be chosen on the validation fold, as JSON."""
 
+    def decode(self, scores: np.ndarray, calibration: Any) -> dict[str, np.ndarray]:
+        """All that intervals are computed from, per segment: the scores and what is read off them."""
+
     def constant(self, labels: np.ndarray, train_labels: np.ndarray) -> Report:
         """The metrics of the best predictor that ignores the features."""
 

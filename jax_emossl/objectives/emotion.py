@@ -17,8 +17,9 @@ from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.layers import Dense, Dropout
-from jax_emossl.metrics import Report
+from jax_emossl.metrics import Intensities, Report
 from jax_emossl.objectives import Batch, LabelledObjective, Outputs, Params, Variables, regression_loss
+from jax_emossl.ordinal import Levels, ReadOut
 from jax_emossl.representation import Representation
 
 NEUTRAL = "neutral"
@@ -96,9 +97,14 @@ class _Emotion(Representation, LabelledObjective):
 
 @dataclasses.dataclass(frozen=True)
 class Intensity(_Emotion):
-    """Regression to an intensity in [0, 3] per emotion, several at once: the seed paper's setting."""
+    """An intensity in [0, 3] per emotion, several at once: the seed paper's setting.
 
-    loss_name: str = "huber"
+    Attributes:
+      loss_name: "ordinal", where a score is a place in the distribution over the `levels`, or a regression's loss, where it is an intensity.
+    """
+
+    levels: Levels
+    loss_name: str = "ordinal"
     head: str = "intensity"
 
     def target(self, labels: Float[np.ndarray, "s e"]) -> Float[np.ndarray, "s e"]:
@@ -106,20 +112,33 @@ class Intensity(_Emotion):
         return labels
 
     def _row_loss(self, scores: Float[Array, "b e"], labels: Float[Array, "b e"]) -> Float[Array, "b"]:
-        return regression_loss(self.loss_name)(scores, labels).mean(-1)
+        loss = self.levels.loss if self.ordinal else regression_loss(self.loss_name)
+        return loss(scores, labels).mean(-1)
 
-    def calibrate(self, outputs: Outputs, labels: np.ndarray) -> list[float | None]:
-        """Presence thresholds per emotion."""
-        return metrics.choose_thresholds(outputs["scores"], labels)
+    @property
+    def ordinal(self) -> bool:
+        return self.loss_name == "ordinal"
 
-    def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: list[float | None]) -> Report:
-        return metrics.intensity_report(outputs["scores"], labels, self.emotions, calibration)
+    def calibrate(self, outputs: Outputs, labels: np.ndarray) -> dict[str, list]:
+        """Per emotion, the threshold of presence and, of distributions, the scale of the scores."""
+        scale = {"scale": self.levels.scale(outputs["scores"], labels)} if self.ordinal else {}
+        return {"threshold": metrics.choose_thresholds(outputs["scores"], labels), **scale}
+
+    def decode(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> dict[str, np.ndarray]:
+        made = self._decoded(scores, calibration)
+        return {"scores": scores.astype(np.float32), "median": made.median.astype(np.float32), "four_class": made.four_class}
+
+    def _decoded(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> Intensities:
+        return self.levels.decode(scores, calibration["scale"]) if self.ordinal else Intensities.of(scores)
+
+    def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: dict[str, list]) -> Report:
+        return metrics.intensity_report(self._decoded(outputs["scores"], calibration), labels, self.emotions, calibration["threshold"])
 
     def constant(self, labels: np.ndarray, train_labels: np.ndarray) -> Report:
         return metrics.constant_intensity_report(labels, train_labels, self.emotions)
 
-    def read_out(self, strength: float) -> Ridge:
-        return Ridge(alpha=1 / strength)
+    def read_out(self, strength: float) -> ReadOut | Ridge:
+        return ReadOut(self.levels, strength) if self.ordinal else Ridge(alpha=1 / strength)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +161,9 @@ class Category(_Emotion):
 
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> None:
         return None
+
+    def decode(self, scores: Float[np.ndarray, "s c"], calibration: None) -> dict[str, np.ndarray]:
+        return {"scores": scores.astype(np.float32)}
 
     def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
         return metrics.category_report(outputs["scores"], self.target(labels), self.classes)
@@ -169,7 +191,10 @@ def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Inte
     if metric not in _SELECTION[head]:
         raise UserError(f"objective.selection is '{metric}': choose one of {', '.join(_SELECTION[head])}.")
     if head == "intensity":
-        return Intensity(encoder, corpus.emotions, corpus.emotions, config.dropout, metric, config.loss)
+        levels = Levels.of(labels)
+        if len(levels.values) == 1:
+            raise UserError(f"Every intensity of the training fold of {corpus.name} is 0: correct its labels or folds.")
+        return Intensity(encoder, corpus.emotions, corpus.emotions, config.dropout, metric, levels, config.loss)
     present = set(category_names(labels, corpus.emotions))
     classes = tuple(name for name in dict.fromkeys((NEUTRAL, *corpus.emotions)) if name in present)
     return Category(encoder, corpus.emotions, classes, config.dropout, metric)

@@ -28,8 +28,9 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (variant, rotation, arm, label count, seed) that `out` does not hold yet; returns all rows."""
     mesh.use_cpu_cores((config.pretrain.train.batch_size, config.finetune.train.batch_size))
     rotations = corpora.rotations(config.data)
+    pretrainings: dict[str, Path] = {}  # variants that pretrain alike share one
     plans = [
-        _Plan.make(configs.varied(config, variant, fields, folds), out, variant, name, len(rotations) > 1)
+        _Plan.make(configs.varied(config, variant, fields, folds), out, variant, name, len(rotations) > 1, pretrainings)
         for variant, fields in config.compare.variants
         for name, folds in rotations
     ]  # refuses what cannot be compared, before anything is trained
@@ -74,9 +75,12 @@ class _Plan:
     cells: Sequence[Cell]
 
     @classmethod
-    def make(cls, config: ml_collections.ConfigDict, out: Path, variant: str, rotation: str, several: bool) -> Self:
+    def make(
+        cls, config: ml_collections.ConfigDict, out: Path, variant: str, rotation: str, several: bool, pretrainings: dict[str, Path]
+    ) -> Self:
         experiment = build(configs.part(config, "finetune"))
-        folder = out / "pretrain" / variant / (rotation if several else "")
+        own = out / "pretrain" / variant / (rotation if several else "")
+        folder = pretrainings.setdefault(configs.part(config, "pretrain").to_json_best_effort(), own)
         cells = _cells(config, rotation, len(experiment.corpus.fold("train")))
         return cls(config, out, variant, rotation, folder, experiment, cells)
 
@@ -115,7 +119,7 @@ class _Plan:
         selection = {"fold": "valid", "metric": objective.selection, "value": float(answer.value), **answer.details}
         kept = results.keep_predictions(
             self.out, Path(self.variant) / self.rotation / f"{cell.arm}-{cell.budget:g}-{cell.seed}",
-            scores=answer.scores.astype(np.float32), target=objective.target(labels), recordings=study.reported.recordings,
+            **objective.decode(answer.scores, answer.calibration), target=objective.target(labels), recordings=study.reported.recordings,
         )  # fmt: skip
         labelled = num_labels(cell.budget, len(train_labels))
         row = results.row(corpus, cell.arm, labelled, cell.seed, fold, answer.step, selection, made)

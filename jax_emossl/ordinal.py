@@ -1,0 +1,111 @@
+"""Intensities as distributions over ordered levels: one score per emotion moves the training fold's own distribution up or down.
+
+The cumulative logit model (McCullagh 1980, JRSS B 42): P(y > level) = sigmoid(score + log odds of it in the training fold), so that
+a score of 0 says what the fold says. Losses are those of its thresholds, each a logistic loss (Rennie & Srebro 2005, IJCAI workshop on
+preference handling). Shapes: S segments, E emotions, L levels.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy import optimize, special
+
+from jax_emossl.metrics import Intensities, four_class
+
+_MOST_LEVELS = 32
+_SMOOTHING = 0.5  # segments that are added on either side of every threshold
+_MOST_SCALE = 4.0
+
+Scores = Float[np.ndarray, "s e"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """The levels of a training fold and how often its emotions lie above them.
+
+    Attributes:
+      values: ascending, the least one first.
+      odds: per emotion, the log odds of lying above each level but the last.
+    """
+
+    values: tuple[float, ...]
+    odds: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, labels: Float[np.ndarray, "n e"]) -> Self:
+        """Those of a training fold; where intensities take more than 32 values, quantiles stand for them."""
+        values = np.unique(np.append(labels, 0))
+        if len(values) > _MOST_LEVELS:
+            values = np.unique(np.append(np.quantile(labels[labels > 0], np.linspace(0, 1, _MOST_LEVELS - 1), method="nearest"), 0))
+        above = (labels[..., None] > values[:-1]).sum(0)
+        odds = np.log(above + _SMOOTHING) - np.log(len(labels) - above + _SMOOTHING)
+        return cls(tuple(map(float, values)), tuple(tuple(map(float, own)) for own in odds))
+
+    def loss(self, scores: Float[Array, "*s e"], labels: Float[Array, "*s e"]) -> Float[Array, "*s e"]:
+        """The logistic losses of all thresholds, summed."""
+        above = labels[..., None] > jnp.array(self.values[:-1], jnp.float32)
+        logits = scores[..., None] + jnp.array(self.odds, jnp.float32)
+        return jax.nn.softplus(jnp.where(above, -logits, logits)).sum(-1)
+
+    def scale(self, scores: Scores, labels: Scores) -> list[float]:
+        """Per emotion, the factor of its scores, 0 or above, that makes these labels likeliest."""
+
+        def loss(scale, e):
+            logits = scale * scores[:, e, None].astype(np.float64) + np.array(self.odds[e])
+            return np.logaddexp(0, np.where(above[:, e], -logits, logits)).sum()
+
+        above = labels[..., None] > np.array(self.values[:-1])
+        fits = (optimize.minimize_scalar(loss, bounds=(0, _MOST_SCALE), args=(e,), method="bounded") for e in range(scores.shape[1]))
+        return [float(fit.x) for fit in fits]
+
+    def decode(self, scores: Scores, scale: Sequence[float]) -> Intensities:
+        """For each metric what it asks for: median, likeliest of the four classes, mean, and the median if the emotion is there."""
+        values = np.array(self.values)
+        above = special.expit(scores[..., None] * np.array(scale)[:, None] + np.array(self.odds))  # (S, E, L - 1)
+        edge = np.concatenate([np.ones_like(above[..., :1]), above, np.zeros_like(above[..., :1])], -1)
+        probability = edge[..., :-1] - edge[..., 1:]
+        classes = np.stack([probability[..., four_class(values) == c].sum(-1) for c in range(4)], -1)
+        there = above[..., :1]  # half of what lies above 0
+        return Intensities(
+            scores,
+            values[(above > 0.5).sum(-1)],
+            classes.argmax(-1),
+            probability @ values,
+            values[1:][(above[..., 1:] > there / 2).sum(-1)],
+        )
+
+
+@dataclasses.dataclass
+class ReadOut:
+    """Scores that are linear in fixed vectors, as a scikit-learn model; `strength` is the inverse of the ridge's weight."""
+
+    levels: Levels
+    strength: float
+
+    def fit(self, vectors: Float[np.ndarray, "n p"], labels: Float[np.ndarray, "n e"]) -> Self:
+        x = self._with_one(vectors)
+        odds = np.array(self.levels.odds)
+        above = labels[..., None] > np.array(self.levels.values[:-1])
+
+        def loss(flat):
+            weights = flat.reshape(x.shape[1], -1)
+            logits = (x @ weights)[..., None] + odds
+            slope = (special.expit(logits) - above).sum(-1)
+            total = np.logaddexp(0, np.where(above, -logits, logits)).sum()
+            return total + (flat @ flat) / (2 * self.strength), (x.T @ slope).ravel() + flat / self.strength
+
+        start = np.zeros(x.shape[1] * labels.shape[1])
+        self._weights = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}).x.reshape(x.shape[1], -1)
+        return self
+
+    def predict(self, vectors: Float[np.ndarray, "s p"]) -> Scores:
+        return self._with_one(vectors) @ self._weights
+
+    @staticmethod
+    def _with_one(vectors: np.ndarray) -> np.ndarray:
+        return np.concatenate([vectors, np.ones((len(vectors), 1))], 1)
