@@ -52,7 +52,7 @@ def measure(side: str, corpus: str, members: int, steps: int, repeats: int) -> l
         config = scratch.get_config(corpus)
         config.update_from_flattened_dict(fields_of(steps, seed))
         fields.resolve(config, FIELDS)
-        trainings.append(build(config, first and first.corpus, first and first.frontend))
+        trainings.append(build(config, first and first.corpus))
         first = first or trainings[0]
     background, valid = first.segments("train"), first.segments("valid")
 

@@ -75,23 +75,25 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
 
     finetune.train = train = ml_collections.ConfigDict()
     train.probe_steps = 60  # probe-then-full: steps before the encoder is trained, too
-    train.steps = 150
+    train.steps = 60
+    train.epochs = 12.0  # passes over the labels, at least: more labels stretch the training and all its steps; 0 = never
     train.batch_size = 32  # segments, over all devices
     train.crop = 2.56  # s; longest piece of a segment, at a random place; 0 = whole segments
     train.dropout = 0.1  # in the encoder
-    train.warmup_steps = 20  # and again when a probe ends
+    train.warmup_steps = 10  # and again when a probe ends
     train.weight_decay = 0.01
     train.b2 = 0.98  # Adam's decay of the second moment
     train.clip_norm = 1.0  # largest global norm of the gradient
-    train.eval_every = 25  # steps between evaluations on the validation fold
+    train.eval_every = 15  # steps between evaluations on the validation fold
     train.patience = 8  # evaluations without a better one before stopping; 0 = never stop early
 
     config.compare = compare = ml_collections.ConfigDict()
     compare.arms = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")  # names in arms.py
     compare.label_counts = (30, 60, 150, 600, 0)  # labelled training segments; below 1 a share of the fold, 0 = all
     compare.seeds = 5  # each with its own labels, initial head and batches
-    compare.learning_rates = (3e-4, 3e-3)  # the same grid for every trained arm, chosen on validation
+    compare.learning_rates = (3e-4, 1e-3, 3e-3, 1e-2)  # the same grid for every trained arm, chosen on validation
     compare.strategies = ("linear", "full")  # likewise: linear (read-out of the encoder as it is) | full | probe-then-full
+    compare.pretrain_on = "own"  # own (the corpus) | others (compared beside it) | corpora, joined by +; or the workdir of a pretraining
     compare.fold = "test"  # the fold that is reported: valid | test
     compare.variants = (("", ()), ("no recording statistics", WITHOUT))  # (name, ((field, value), ...)): each is pretrained and compared
     return config

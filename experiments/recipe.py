@@ -90,6 +90,7 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     finetune.train = train = ml_collections.ConfigDict()
     train.probe_steps = 60  # probe-then-full: steps before the encoder is trained, too
     train.steps = 160
+    train.epochs = 12.0  # passes over the labels, at least: more labels stretch the training and all its steps; 0 = never
     train.batch_size = 32  # segments, over all devices
     train.crop = 0.0  # s; longest piece of a segment, at a random place; 0 = whole segments
     train.dropout = 0.1  # in the encoder
@@ -106,6 +107,7 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     compare.seeds = 3  # each with its own labels, initial head and batches
     compare.learning_rates = (1e-3, 3e-3)  # the same grid for every trained arm, chosen on validation
     compare.strategies = ("probe-then-full",)  # likewise: linear (read-out of the encoder as it is) | full | probe-then-full
+    compare.pretrain_on = "own"  # own (the corpus) | others (compared beside it) | corpora, joined by +; or the workdir of a pretraining
     compare.fold = "valid"  # the fold that is reported: valid | test
     # (name, ((field, value), ...)): each is pretrained and compared
     compare.variants = tuple((name, tuple(fields.items())) for name, fields in variants)

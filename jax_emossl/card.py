@@ -22,8 +22,10 @@ class Card:
       frontend: its feature normalisation, with the names of the features and the duration of a frame.
       corpus, emotions: those it was trained on.
       recordings: the training recordings it has seen.
+      judges: the validation recordings by which its step was chosen.
       head: the kind of answer, "" for a pretraining.
       classes: what the head answers; empty for a pretraining.
+      reference: what the head's scores are relative to.
       num_labels: labelled segments it was trained on.
       calibration: what was chosen on the validation fold; None until the training has ended.
     """
@@ -33,8 +35,10 @@ class Card:
     corpus: str
     emotions: tuple[str, ...]
     recordings: tuple[str, ...]
+    judges: tuple[str, ...] = ()
     head: str = ""
     classes: tuple[str, ...] = ()
+    reference: dict = dataclasses.field(default_factory=dict)
     num_labels: int = 0
     calibration: Any = None
 
@@ -50,13 +54,13 @@ class Card:
             raise UserError(f"init_from is '{workdir}', which holds no checkpoint: give the workdir of a finished pretraining.")
         try:
             table = json.loads(file.read_text(encoding="utf-8"))
-            lists = {name: table[name] for name in ("emotions", "recordings", "classes")}
+            lists = {name: table[name] for name in ("emotions", "recordings", "judges", "classes")}
             parts = [*lists.values(), table["frontend"]["names"], [table["corpus"], table["head"]]]
             if not all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in parts):
                 raise ValueError("a list of names is something else")
             if not isinstance(table["num_labels"], int):
                 raise ValueError("the number of labels is none")
-            own = {"frontend": Frontend.from_json(table["frontend"]), "model": dict(table["model"])}
+            own = {"frontend": Frontend.from_json(table["frontend"]), "model": dict(table["model"]), "reference": dict(table["reference"])}
             return cls(**table | {name: tuple(part) for name, part in lists.items()} | own)
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(f"{file} is damaged ({type(error).__name__}): train anew.") from error

@@ -12,7 +12,7 @@ from jax_emossl import results, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import UNSEEN
-from jax_emossl.significance import Estimate, Metric, Runs, Scored
+from jax_emossl.significance import Estimate, Metric, Pool, Runs, Scored
 
 _MOST_UNSEEN = 1000  # classes that training does not know; labels never have as many
 
@@ -20,9 +20,11 @@ _MOST_UNSEEN = 1000  # classes that training does not know; labels never have as
 class Comparison:
     """The results.json of a comparison and the predictions beside it. A budget is a label count asked for, 0 for all labels.
 
+    Of several corpora, estimates are means in which every recording weighs the same, and `parts` are the comparisons on each alone.
+
     Attributes:
       rows: the rows of all arms but the constant predictor, whose rows are `constants`.
-      corpus: its name, marked if it is synthetic.
+      corpus: its name, marked if it is synthetic, or their names.
       fold: "test" or "validation", the fold that was scored; the first variant scores so many `recordings` of it.
       transductive: whether recordings were normalised with their own frames, the scored ones too.
       category: whether categories were predicted, not intensities.
@@ -32,10 +34,10 @@ class Comparison:
       UserError: the results are those of another task, not comparable or none yet, or predictions are missing or damaged.
     """
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, corpus: str = ""):
         self.out, self.file = out, out / results.RESULTS_FILE
         table = results.read(self.file)
-        cells = [row for row in table["runs"] if "budget" in row]
+        cells = [row for row in table["runs"] if "budget" in row and corpus in ("", row["corpus"])]
         if not cells:
             raise UserError(
                 f"{out} holds no comparison: give the workdir of a run of experiments/label_fraction.py or configs/quickstart.py."
@@ -47,11 +49,13 @@ class Comparison:
         self.rows = [row for row in cells if ARMS[row["arm"]].mechanism != "constant"]
         if not self.rows:
             raise UserError(f"{self.file} has no finished cell yet: run its command again to go on.")
-        _check_alike(self.file, self.rows)
+        names = list(dict.fromkeys(row["corpus"] for row in self.rows))
+        _check_alike(self.file, self.rows, ("fold",) if len(names) > 1 else ("fold", "classes"))
         first = self.rows[0]
         self.version, self.command = table["version"], table.get("command", "")
-        self.synthetic = first["synthetic"]
-        self.corpus = first["corpus"] + (" (SYNTHETIC)" if self.synthetic else "")
+        self.synthetic = any(row["synthetic"] for row in self.rows)
+        marked = dict.fromkeys(row["corpus"] + (" (SYNTHETIC)" if row["synthetic"] else "") for row in self.rows)
+        self.corpus = " + ".join(marked)
         self.fold = {"valid": "validation"}.get(first["fold"], first["fold"])
         self.transductive = _prior(self.file, table["config"]) < math.inf
         self.category = "uar" in first["metrics"]
@@ -60,18 +64,30 @@ class Comparison:
         self.variants = list(dict.fromkeys(row["variant"] for row in self.rows))
         self.rotations = list(dict.fromkeys(row["folds"] for row in self.rows))
         self.seeds = sorted({row["seed"] for row in self.rows})
+        self.runs = functools.cache(self._runs)
+        self.parts = [self] if len(names) == 1 else [Comparison(out, name) for name in names]
+        self._stream = 0
+        if len(names) > 1:
+            self.recordings = sum(part.recordings for part in self.parts)
+            for stream, part in enumerate(self.parts):
+                part._stream = stream
+                if part.category != self.category:
+                    raise UserError(
+                        f"{self.file}: {names[0]} is told in {'categories' if self.category else 'intensities'}, {part.corpus} is not: set finetune.objective.head."
+                    )
+            return
         self._scored = self._load()
         self.recordings = [self._tested_once(variant) for variant in self.variants][0]
         targets = np.unique(np.concatenate([own.target for own in self._scored.values()]))
         unseen = [targets[targets <= UNSEEN]] if self.category else []
         made = significance.category_metrics if self.category else significance.intensity_metrics
         self.metrics: dict[str, Metric] = made(self.classes, *unseen)
-        self.runs = functools.cache(self._runs)
 
     @property
     def source(self) -> str:
         """One line under every table and figure."""
-        rotations = f"{len(self.rotations)} rotations of the folds" if len(self.rotations) > 1 else "one set of folds"
+        rotations = "one set of folds" if len(self.rotations) == 1 else f"{len(self.rotations)} rotations of the folds"
+        rotations += " each" if len(self.parts) > 1 else ""
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         return f"Corpus {self.corpus}, {self.fold} fold, {rotations}, {seeds}; jax_emossl {self.version}; {self.command}"
 
@@ -95,13 +111,18 @@ class Comparison:
         have = [
             {row["budget"] for row in self.rows if (row["variant"], row["arm"]) == (variant, arm)} for arm in arms or self.arms(variant)
         ]
-        return sorted(set.intersection(*have) if arms else set.union(*have), key=self.labels)
+        own = set.intersection(*have) if arms else set.union(*have)
+        if len(self.parts) > 1:  # what each of them has
+            own = own.intersection(*(part.budgets(variant, *arms) for part in self.parts))
+        return sorted(own, key=self.labels)
 
     def labels(self, budget: float) -> float:
         """Labelled segments behind a budget, mean over rotations."""
         return float(np.mean([row["num_labels"] for row in self.rows if row["budget"] == budget]))
 
     def budget_name(self, budget: float) -> str:
+        if budget == 0 and len(self.parts) > 1:
+            return "all"
         if budget == 0:
             return f"all ({self.labels(0):.0f})"
         return f"{budget:.2g} ({self.labels(budget):.0f})" if budget < 1 else f"{budget:g}"
@@ -115,7 +136,10 @@ class Comparison:
         return one.difference(two) if (one.rotations, one.seeds) == (two.rotations, two.seeds) else None
 
     def constant(self, metric: str) -> float | None:
-        """What the best constant reaches, mean over rotations."""
+        """What the best constant reaches, mean over rotations; of several corpora, over recordings."""
+        if len(self.parts) > 1:
+            values = [part.constant(metric) for part in self.parts]
+            return None if None in values else float(np.average(values, weights=[part.recordings for part in self.parts]))
         values = [row["metrics"].get(metric) for row in self.constants if row["variant"] == self.variants[0]]
         return float(np.mean(values)) if values and None not in values else None
 
@@ -129,13 +153,17 @@ class Comparison:
         file = self.out / results.ILLUSTRATION
         return results.load_arrays(file) if file.exists() else None
 
-    def _runs(self, variant: str, arm: str, budget: float, metric: str) -> Runs:
+    def _runs(self, variant: str, arm: str, budget: float, metric: str) -> Runs | Pool:
         """The runs of one arm at one budget, of the seeds that every rotation has by now; `runs` keeps them."""
+        if len(self.parts) > 1:
+            return Pool([part.runs(variant, arm, budget, metric) for part in self.parts])
         own = [row for row in self.rows if (row["variant"], row["arm"], row["budget"]) == (variant, arm, budget)]
         seeds = set.intersection(*({r["seed"] for r in own if r["folds"] == rotation} for rotation in {r["folds"] for r in own}))
         if not seeds:
             raise UserError(f"{self.file}: the rotations of {arm} with {budget:g} labels have no seed in common: run its command again.")
-        return Runs({(r["folds"], r["seed"]): self._scored[r["predictions"]] for r in own if r["seed"] in seeds}, self.metrics[metric])
+        return Runs(
+            {(r["folds"], r["seed"]): self._scored[r["predictions"]] for r in own if r["seed"] in seeds}, self.metrics[metric], self._stream
+        )
 
     def _load(self) -> dict[str, Scored]:
         """All predictions by their path; those of one rotation must be of the same segments."""
@@ -166,9 +194,9 @@ class Comparison:
         return len(tested)
 
 
-def _check_alike(file: Path, rows: Sequence[dict]) -> None:
-    """Only segments of one corpus and fold, told apart into the same classes, can be judged together."""
-    for row, name in itertools.product(rows, ("corpus", "fold", "classes")):
+def _check_alike(file: Path, rows: Sequence[dict], fields: Sequence[str]) -> None:
+    """Only segments of one fold and, of one corpus, told apart into the same classes, can be judged together."""
+    for row, name in itertools.product(rows, fields):
         if row[name] != rows[0][name]:
             one, two = (f"rotation {r['folds']!r} (variant {r['variant']!r}) has {r[name]!r}" for r in (rows[0], row))
             raise UserError(f"{file}: the {name} of its rows differ, {one}, {two}: give each a --workdir of its own.")

@@ -29,6 +29,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "compare.seeds": (1, 10_000),
     "train.strategy": ("full", "probe", "probe-then-full"),
     "train.batch_size": (1, 1_000_000),
+    "train.epochs": (0, 1e6),
     "train.steps": (1, _MOST),
     "train.weight_decay": (0, 1e6),
     "train.clip_norm": (1e-9, _ANY),
@@ -60,6 +61,9 @@ def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> l
     data = config.data
     if not (data.corpus or data.features or data.prepared):
         data.corpus = "demo"
+    for name in given:
+        if name.endswith("train.steps") and (epochs := name.replace("steps", "epochs")) in flat(config) and epochs not in given:
+            config_path.set_value(epochs, config, 0.0)  # as many steps as the user says
     if data.prepared and "data.folds" not in given:
         data.folds = ""  # it has one division, whatever an experiment asks for
     kept, changed = {*given, *config.get("fixed", ())}, []
@@ -86,17 +90,28 @@ def flat(config: Mapping | ml_collections.ConfigDict, prefix: str = "") -> dict[
 def part(config: ml_collections.ConfigDict, group: str, **fields: Any) -> ml_collections.ConfigDict:
     """The config of one training of a comparison, as it would stand alone: `group` is pretrain or finetune, `fields` are its top ones."""
     whole = config.to_dict()
-    alone = {"task": "train", "seed": whole["seed"], "data": whole["data"], "model": whole["model"], **whole[group]}
+    data = _pretrained_on(whole["data"], config.compare.pretrain_on) if group == "pretrain" else whole["data"]
+    alone = {"task": "train", "seed": whole["seed"], "data": data, "model": whole["model"], **whole[group]}
     return ml_collections.ConfigDict(alone | ({"num_labels": 0, "init_from": ""} if group == "finetune" else {}) | fields)
 
 
-def varied(config: ml_collections.ConfigDict, variant: str, fields: Sequence[tuple[str, Any]], folds: str) -> ml_collections.ConfigDict:
-    """A comparison's config for one variant and one file of folds; of its seeds and label counts those that the comparison has.
+def _pretrained_on(data: dict[str, Any], names: str) -> dict[str, Any]:
+    """`config.data` of a pretraining on corpora joined by +, `own` being the comparison's, which comes first."""
+    others = [name for name in dict.fromkeys(names.split("+")) if name not in ("own", data["corpus"])]
+    if "own" in names.split("+") or not others:
+        return data | {"corpus": "+".join([data["corpus"], *others])}
+    return data | dict.fromkeys(corpora.OWN, "") | {"corpus": "+".join(others)}
+
+
+def varied(
+    config: ml_collections.ConfigDict, variant: str, fields: Sequence[tuple[str, Any]], data: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """A comparison's config for one variant, corpus and division into folds; of its seeds and label counts those that the comparison has.
 
     Raises UserError where the variant sets what is no field, or a value that a field cannot have.
     """
     own = config.copy_and_resolve_references()
-    own.data.folds = folds
+    own.data.update(data)
     for name, value in fields:
         try:
             config_path.get_value(name, own)
@@ -107,9 +122,24 @@ def varied(config: ml_collections.ConfigDict, variant: str, fields: Sequence[tup
             ) from error
     _check_values(own)
     _check_data(own)
+    others = [name for name in config.data.corpus.split("+") if name != own.data.corpus]
+    if "others" in own.compare.pretrain_on.split("+"):
+        if not others:
+            raise UserError(
+                "compare.pretrain_on names others, but there is one corpus: compare several, as in :nemo+ravdess, or name corpora."
+            )
+        own.compare.pretrain_on = own.compare.pretrain_on.replace("others", "+".join(others))
     own.compare.seeds = min(own.compare.seeds, config.compare.seeds)
     counts = tuple(count for count in own.compare.label_counts if count in config.compare.label_counts)
     own.compare.label_counts = counts or config.compare.label_counts
+    return own
+
+
+def stretched(train: ml_collections.ConfigDict, labels: int) -> ml_collections.ConfigDict:
+    """The settings of a fine-tuning on so many labels: all its steps are multiplied alike where it would see them in fewer epochs."""
+    factor = max(1.0, train.epochs * labels / (train.batch_size * train.steps))
+    own = train.copy_and_resolve_references()
+    own.update({name: round(factor * train[name]) for name in ("steps", "probe_steps", "warmup_steps", "eval_every")})
     return own
 
 
@@ -132,7 +162,7 @@ def check(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> Non
     runs = [config]
     if config.task == "compare":
         _check_variants(config.compare.variants)
-        runs = [varied(config, name, changes, config.data.folds) for name, changes in config.compare.variants]
+        runs = [varied(config, name, changes, data) for name, changes in config.compare.variants for data in corpora.targets(config.data)]
     for name in given:
         reasons = [_unread(run).get(name) for run in runs]
         if all(reasons):
@@ -185,13 +215,29 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
     beside = [field for field in ("features", "labels", "folds", "words", "label_names") if data[field]]
     if data.prepared and beside:
         raise UserError(f"data.{beside[0]} is given beside data.prepared, which holds features, labels and one set of folds: drop one.")
+    several = "+" in data.corpus
+    if several and config.task == "compare" and (given := [f for f in corpora.OWN if data[f] and data[f] not in corpora.SETS]):
+        raise UserError(f"data.{given[0]} is given, but data.corpus is '{data.corpus}': compare one corpus, or those that have a name.")
     if config.task != "compare" and (data.folds in corpora.SETS or "," in data.folds):
         raise UserError(f"data.folds is '{data.folds}', but a run alone takes one file of folds: name one, or run a comparison.")
     lacking = [f"data.{field}" for field in ("features", "labels", "folds") if not data[field] or data[field] in corpora.SETS]
     if data.features and not data.corpus and lacking:
         raise UserError(f"data.features is given without {' and '.join(lacking)}: give that too, or name a corpus in data.corpus.")
-    if data.corpus and lacking and not data.prepared:
-        corpora.module(data.corpus)  # refuses an unknown one
+    first, *others = data.corpus.split("+")
+    for name in [*([first] if first and lacking and not data.prepared else []), *others]:
+        corpora.module(name)  # refuses an unknown one
+    if config.task == "compare":
+        _check_source(config.compare.pretrain_on)
+
+
+def _check_source(source: str) -> None:
+    """What pretraining reads: corpora by name, or a workdir."""
+    known = {"own", "others", *corpora.names()}
+    if not Path(source, "card.json").is_file() and (unknown := [name for name in source.split("+") if name not in known]):
+        raise UserError(
+            f"compare.pretrain_on is '{source}': '{unknown[0]}' is neither own, others, a corpus ({', '.join(corpora.names())}) "
+            "nor the workdir of a pretraining."
+        )
 
 
 def _check_variants(variants: Sequence) -> None:

@@ -18,6 +18,7 @@ import ml_collections
 from jax_emossl import config as fields
 from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora, prepared
+from jax_emossl.study import num_labels
 
 _EFFICIENCY = 0.3  # speed of trainings over that of the products alone, evaluations of a comparison included
 _TOGETHER, _PROGRAM = 16, 1e9  # trainings in memory at once, at most; bytes without any data
@@ -41,10 +42,11 @@ def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
         return [*lines, f"reads {config.init_from} and its corpus, or the one named; trains nothing; writes {workdir}"]
     jobs: collections.Counter[str] = collections.Counter()
     seconds = memory = 0.0
-    for rotation, folds in corpora.rotations(config.data):
-        line, sizes = _read(ml_collections.ConfigDict({**config.data, "folds": folds}))
-        lines.append(f"reads {rotation}{': ' if rotation else ''}{line}")
-        for what, number, own in _trainings(config, folds):
+    for target in corpora.targets(config.data) if config.task == "compare" else [{}]:
+        for own in corpora.split(ml_collections.ConfigDict({**config.data, **target})):
+            line, sizes = _read(own)
+            lines.append(f"reads {line}")
+        for what, number, own in _trainings(config, target, sizes.folds["train"][0]):
             piece = f"{own.train.crop:g} s" if own.train.crop else "a whole segment"
             jobs[f"{what} of {own.train.steps} steps of {own.train.batch_size} x {piece}"] += number
             each, needed = _estimate(own, sizes, min(number, _TOGETHER))
@@ -74,18 +76,23 @@ def _read(data: ml_collections.ConfigDict) -> tuple[str, _Sizes]:
     return f"{folder}, prepared; segments: {segments}", _Sizes(len(corpus.features), corpus.frame_seconds, counts)
 
 
-def _trainings(config: ml_collections.ConfigDict, folds: str) -> Iterator[tuple[str, int, ml_collections.ConfigDict]]:
+def _trainings(
+    config: ml_collections.ConfigDict, target: dict[str, str], available: int
+) -> Iterator[tuple[str, int, ml_collections.ConfigDict]]:
     """Kind, number and config of the trainings on one division into folds."""
     if config.task != "compare":
         yield "training", 1, config
         return
     for variant, changes in config.compare.variants:
-        own = fields.varied(config, variant, changes, folds)
+        own = fields.varied(config, variant, changes, target)
         grid, arms = own.compare, [ARMS[name] for name in own.compare.arms]
         yield "pretraining", int(any(arm.needs_pretraining for arm in arms)), fields.part(own, "pretrain")
-        cells = sum(arm.mechanism == "tuned" for arm in arms) * len(grid.label_counts) * grid.seeds
+        cells = sum(arm.mechanism == "tuned" for arm in arms) * grid.seeds
         points = len(grid.learning_rates) * sum(strategy != "linear" for strategy in grid.strategies)
-        yield "fine-tuning", cells * points, fields.part(own, "finetune")
+        for budget in grid.label_counts:
+            training = fields.part(own, "finetune")
+            training.train = fields.stretched(training.train, num_labels(budget, available))
+            yield "fine-tuning", cells * points, training
 
 
 def _estimate(config: ml_collections.ConfigDict, sizes: _Sizes, together: int) -> tuple[float, float]:

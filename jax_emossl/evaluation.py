@@ -17,9 +17,9 @@ def outputs(experiment: Experiment, variables: Variables, segments: Segments) ->
 
 def rows(experiment: Experiment, fitted: Fitted, fold: str, num_labels: int) -> list[dict]:
     """The rows of the model and of the constant predictor on a fold."""
-    config, objective, corpus = experiment.config, experiment.objective, experiment.corpus
-    labels, train_labels = corpus.fold(fold).labels, corpus.fold("train").labels
-    model, undefined = objective.evaluate(outputs(experiment, fitted.variables, experiment.segments(fold)), labels, fitted.calibration)
+    config, objective, segments = experiment.config, experiment.objective, experiment.segments(fold)
+    labels, train_labels = segments.labels, experiment.segments("train").labels
+    model, undefined = objective.evaluate(outputs(experiment, fitted.variables, segments), labels, fitted.calibration)
     if objective.labelled:
         constant = objective.constant(labels, train_labels)
     else:
@@ -28,8 +28,10 @@ def rows(experiment: Experiment, fitted: Fitted, fold: str, num_labels: int) -> 
     selection = {"fold": "valid", "metric": objective.selection, "value": fitted.value}
     if objective.labelled:
         selection["strategy"] = config.train.strategy
-    own = results.row(corpus, experiment.arm, num_labels, config.seed, fold, fitted.step, selection, (model, undefined))
-    return [own, results.row(corpus, "constant", len(train_labels), config.seed, fold, None, None, constant)]
+    own = results.row(
+        experiment.name, experiment.synthetic, experiment.arm, num_labels, config.seed, fold, fitted.step, selection, (model, undefined)
+    )
+    return [own, results.row(experiment.name, experiment.synthetic, "constant", len(train_labels), config.seed, fold, None, None, constant)]
 
 
 def summary(experiment: Experiment, made: list[dict], valid: Segments) -> str:
@@ -39,10 +41,10 @@ def summary(experiment: Experiment, made: list[dict], valid: Segments) -> str:
 
 def context(experiment: Experiment, valid: Segments) -> str:
     """Corpus, validation fold and normalisation, in words."""
-    synthetic = " (SYNTHETIC)" if experiment.corpus.synthetic else ""
+    synthetic = " (SYNTHETIC)" if experiment.synthetic else ""
     prior = experiment.frontend.prior
     own = f"\nFeatures and pooled statistics are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
     return (
-        f"Corpus {experiment.corpus.name}{synthetic}. Steps and thresholds are chosen on the validation fold: "
+        f"Corpus {experiment.name}{synthetic}. Steps and thresholds are chosen on the validation fold: "
         f"{len(valid)} segments of {len(set(valid.recordings))} recordings.{'' if prior == float('inf') else own}"
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from jax_emossl import checkpoint, encoders, objectives, standards
 from jax_emossl.card import Card
+from jax_emossl.config import stretched
 from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
@@ -28,6 +29,8 @@ class Experiment:
     Attributes:
       encoder: parameters of the encoder it starts from; None for random ones.
       seen: recordings on which these were trained.
+      judges: recordings by which their step was chosen.
+      others: further corpora of a pretraining, each normalised toward its own training fold.
     """
 
     config: ml_collections.ConfigDict
@@ -36,6 +39,8 @@ class Experiment:
     objective: Objective
     encoder: Params | None
     seen: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    others: tuple[tuple[Corpus, Frontend], ...] = ()
 
     @property
     def arm(self) -> str:
@@ -45,30 +50,47 @@ class Experiment:
         return "scratch" if self.encoder is None else "pretrained"
 
     @property
+    def sources(self) -> tuple[tuple[Corpus, Frontend], ...]:
+        return (self.corpus, self.frontend), *self.others
+
+    @property
+    def name(self) -> str:
+        """Of its corpora, in results."""
+        return "+".join(corpus.name for corpus, _ in self.sources)
+
+    @property
+    def synthetic(self) -> bool:
+        return any(corpus.synthetic for corpus, _ in self.sources)
+
+    @property
     def sizes(self) -> tuple[int, float]:
         """Batch size and growth of padded lengths, as `predict` takes them."""
         return self.config.train.batch_size, self.config.data.bucket_growth
 
-    def segments(self, fold: str) -> Segments:
-        return Segments(self.corpus, [fold], self.frontend)
+    def segments(self, *folds: str) -> Segments:
+        """Those of some folds; a corpus may lack one."""
+        sources = [(corpus, [fold for fold in folds if fold in corpus.folds], frontend) for corpus, frontend in self.sources]
+        return Segments.joined([Segments(*source) for source in sources])
 
     def training_segments(self) -> Segments:
         """The training fold's segments within the label budget or, without labels, a share of them and of the unlabelled stretches."""
         config = self.config
         if self.objective.labelled:
             return self.segments("train").take(label_budget.choose(self.corpus.fold("train").labels, config.num_labels, config.seed))
-        unlabelled = [UNLABELLED] if config.train.unlabelled and UNLABELLED in self.corpus.folds else []
-        segments = Segments(self.corpus, ["train", *unlabelled], self.frontend)
+        segments = self.segments("train", *([UNLABELLED] if config.train.unlabelled else []))
         order = np.random.default_rng(config.seed).permutation(len(segments))
         return segments.take(np.sort(order[: max(1, round(config.train.share * len(segments)))]))
 
     def card(self) -> Card:
-        seen = tuple(sorted({*self.seen, *self.corpus.train_recordings}))
-        own = Card(self.config.model.to_dict(), self.frontend, self.corpus.name, self.corpus.emotions, seen)
+        seen = tuple(sorted({*self.seen, *(r for corpus, _ in self.sources for r in corpus.train_recordings)}))
+        judges = tuple(sorted({*self.judges, *map(str, self.segments("valid").recordings)}))
+        own = Card(self.config.model.to_dict(), self.frontend, self.name, self.corpus.emotions, seen, judges)
         if not self.objective.labelled:
             return own
         labels = self.config.num_labels or len(self.corpus.fold("train"))
-        return dataclasses.replace(own, head=self.objective.head, classes=self.objective.classes, num_labels=labels)
+        return dataclasses.replace(
+            own, head=self.objective.head, classes=self.objective.classes, reference=self.objective.reference, num_labels=labels
+        )
 
     def params(self) -> Params:
         """Initial parameters (NumPy), with the encoder it starts from."""
@@ -89,22 +111,43 @@ def _init(objective: Objective, key: jax.Array, dimension: int) -> Params:
     return objective.init(key, example)
 
 
-def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None, frontend: Frontend | None = None) -> Experiment:
-    """Loads what the config names, or takes a `corpus` or `frontend` at hand; UserError where it contradicts the corpus or checkpoint."""
-    corpus = corpus or corpora.load(config.data)
-    params, seen = None, ()
-    if config.get("init_from"):
-        frontend, params, seen = _transfer(config, corpus)
-    frontend = frontend or Frontend.make(config.data, corpus)
-    encoder = encoders.make(config.model, config.train.dropout)
-    return Experiment(config, corpus, frontend, objectives.make(config.objective, encoder, frontend, corpus), params, seen)
+def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None) -> Experiment:
+    """Loads what the config names, or takes a (first) `corpus` at hand; UserError where it contradicts a corpus or the checkpoint."""
+    first, *rest = corpora.split(config.data)
+    corpus = corpus or corpora.load(first)
+    params, card = _transfer(config, corpus) if config.get("init_from") else (None, None)
+    frontend = Frontend.make(config.data, corpus)
+    objective = objectives.make(config.objective, encoders.make(config.model, config.train.dropout), frontend, corpus)
+    others = tuple(_beside(corpus, frontend, corpora.load(own), config.data) for own in rest)
+    if objective.labelled:
+        if others:
+            raise UserError(f"data.corpus is '{config.data.corpus}', but labels are learned of one corpus: name one, or run a comparison.")
+        config.train = stretched(config.train, int(config.num_labels) or len(corpus.fold("train")))
+    seen, judges = (card.recordings, card.judges) if card else ((), ())
+    return Experiment(config, corpus, frontend, objective, params, seen, judges, others)
 
 
-def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Frontend, Params, tuple[str, ...]]:
-    """The frontend and the encoder parameters of `config.init_from`, and nothing else of it; and what they have seen."""
+def _beside(first: Corpus, frontend: Frontend, corpus: Corpus, data: ml_collections.ConfigDict) -> tuple[Corpus, Frontend]:
+    """A further corpus of a pretraining, with its frontend; UserError where it does not fit the first."""
+    frontend.check_features(corpus.features, first.name, f"the corpus {corpus.name}")
+    own = Frontend.make(data, corpus)
+    if own.dimension != frontend.dimension:
+        raise UserError(
+            f"A model step of {data.stack:g} s holds {own.stack} frames of {corpus.name}, but {frontend.stack} of {first.name}: "
+            "pretrain on features of one hop."
+        )
+    if twice := sorted(set(first.recordings) & set(corpus.recordings)):
+        raise UserError(f"{first.name} and {corpus.name} both have a recording '{twice[0]}': give recordings names of their own.")
+    return corpus, own
+
+
+def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Params, Card]:
+    """The encoder parameters of `config.init_from`, and its card; `config.data` takes over its durations.
+
+    The statistics toward which features are normalised are not taken over: they are those of `corpus`.
+    """
     source = Path(config.init_from)
     card = Card.load(source)
-    frontend = carried(card, corpus, source)
     for field, value in card.model.items():
         if config.model.get(field) != value:
             raise UserError(
@@ -115,31 +158,34 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Fronte
     for field, value in settings.items():
         if not math.isclose(own[field], value):
             notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {config.data[field]:g}.")
-    config.data.update(settings)
-    return frontend, checkpoint.load_best(source).variables["params"]["encoder"], card.recordings
+    carry(card, config.data, corpus, source)
+    if card.corpus != corpus.name:
+        notice(
+            f"features are normalised toward the training fold of {corpus.name}; the encoder was pretrained on {card.corpus}, toward its own."
+        )
+    return checkpoint.load_best(source).variables["params"]["encoder"], card
 
 
-def carried(card: Card, corpus: Corpus, source: Path) -> Frontend:
-    """The frontend of a run on another corpus: the same durations in frames of that corpus's hop, and the run's own statistics.
+def carry(card: Card, data: ml_collections.ConfigDict, corpus: Corpus, source: Path) -> None:
+    """Takes a run's durations over into `data`, for a corpus.
 
     Raises UserError where the features differ, or so long a hop that a model step would have another number of them.
     """
     card.frontend.check_features(corpus.features, source)
-    settings = card.frontend.settings()
-    frontend = dataclasses.replace(Frontend.make(ml_collections.ConfigDict(settings), corpus), train=card.frontend.train)
+    data.update(card.frontend.settings())
+    frontend = Frontend.make(data, corpus)
     if frontend.dimension != card.frontend.dimension:
         raise UserError(
-            f"{source} stacks {card.frontend.stack} frames in a model step of {settings['stack']:g} s where the corpus has "
+            f"{source} stacks {card.frontend.stack} frames in a model step of {data.stack:g} s where the corpus has "
             f"{frontend.stack}: pretrain on features of the corpus's hop, {corpus.frame_seconds:g} s."
         )
-    return frontend
 
 
 def check_held_out(card: Card, corpus: Corpus, source: Path) -> None:
-    """Refuses folds that hold out a recording on which the encoder of `source` was trained."""
-    held_out = {r for fold in ("valid", "test") for r in corpus.fold(fold).recordings}
-    leaked = sorted(held_out & set(card.recordings))
-    if leaked:
-        raise UserError(
-            f"{source} was trained on recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds."
-        )
+    """Refuses folds that hold out a recording on which the encoder of `source` was trained, or test one that chose its step."""
+    valid, test = ({*corpus.folds[fold].recordings} if fold in corpus.folds else set() for fold in ("valid", "test"))
+    for seen, held_out, how in ((card.recordings, valid | test, "was trained on"), (card.judges, test, "chose its step by")):
+        if leaked := sorted(held_out & set(seen)):
+            raise UserError(
+                f"{source} {how} recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds."
+            )

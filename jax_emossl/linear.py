@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
 
-from jax_emossl import metrics
 from jax_emossl.arms import ARMS
+from jax_emossl.averaging import averaged
 from jax_emossl.objectives import LabelledObjective, assess
 from jax_emossl.study import Answer, Cell, Study
 
-_STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # scikit-learn's C
+_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # scikit-learn's C
 _ABSENT = -1e3  # log probability of a class without a label
 
 Vectors = Float[np.ndarray, "s p"]
@@ -21,40 +21,37 @@ Labels = Float[np.ndarray, "s e"]
 
 
 def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
-    """The cells' answers, one by one; those that differ in nothing that matters (all labels, say) are read out once.
-
-    What is under way is too short to be kept in `folder`, or described.
-    """
-    known: dict[tuple, Answer] = {}
+    """The cells' answers, one by one; what is under way is too short to be kept in `folder`, or described."""
     for cell in cells:
-        reads = ARMS[cell.arm].reads
-        key = (reads, np.sort(study.positions(cell)).tobytes(), cell.seed if "random" in reads else None)
-        if key not in known:
-            known[key] = answer(study, cell, reads)
-        yield [(cell, known[key])]
+        yield [(cell, answer(study, cell, ARMS[cell.arm].reads))]
 
 
 def answer(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
-    """The read-out of vectors from the sources `reads`."""
+    """The read-out of vectors from the sources `reads`, averaged over the regularisations that validation cannot tell apart.
+
+    Cells that differ in nothing that matters (all labels, say) are read out once.
+    """
+    key = (reads, np.sort(study.positions(cell)).tobytes(), cell.seed if "random" in reads else None)
+    if key not in study.read:
+        study.read[key] = _averaged(study, cell, reads)
+    return study.read[key]
+
+
+def _averaged(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
+    objective, valid, made = study.experiment.objective, study.segments["valid"], []
     x, chosen = study.side_by_side(reads, cell.seed), study.positions(cell)
-    labels = {fold: own.labels for fold, own in study.segments.items()}
-    folds = (x["train"][chosen], labels["train"][chosen]), (x["valid"], labels["valid"])
-    read, strength, value, calibration = fit(study.experiment.objective, *folds)
-    return Answer(read(x[study.config.compare.fold]), None, value, calibration, {"strategy": "linear", "regularisation": strength})
-
-
-def fit(objective: LabelledObjective, train: tuple[Vectors, Labels], valid: tuple[Vectors, Labels]) -> tuple:
-    """The read-out, vectors (S, P) to scores (S, C), and the regularisation best on `valid` with its value and calibration there."""
-    best = None
+    train = x["train"][chosen], study.segments["train"].labels[chosen]
     for strength in _STRENGTHS:
-        read = _read_out(objective, *train, strength)
-        value, calibration, _ = assess(objective, {"scores": read(valid[0])}, valid[1])
-        if best is None or metrics.better(objective.selection, value, best[2]):
-            best = read, strength, value, calibration
-    return best
+        read = read_out(objective, *train, strength)
+        on_valid = read(x["valid"])
+        value, calibration, _ = assess(objective, {"scores": on_valid}, valid.labels)
+        details = {"strategy": "linear", "regularisation": strength}
+        made.append(Answer(read(x[study.config.compare.fold]), on_valid, None, value, calibration, details))
+    return averaged(objective, made, valid)
 
 
-def _read_out(objective: LabelledObjective, vectors: Vectors, labels: Labels, strength: float) -> Callable[[Vectors], np.ndarray]:
+def read_out(objective: LabelledObjective, vectors: Vectors, labels: Labels, strength: float) -> Callable[[Vectors], np.ndarray]:
+    """Scores (S, C) of vectors (S, P), learned from these; `strength` is the inverse regularisation."""
     target, model = objective.target(labels), objective.read_out(strength)
     if target.ndim == 2:
         return model.fit(vectors, target).predict

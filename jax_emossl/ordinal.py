@@ -46,6 +46,17 @@ class Levels:
         odds = np.log(above + _SMOOTHING) - np.log(len(labels) - above + _SMOOTHING)
         return cls(tuple(map(float, values)), tuple(tuple(map(float, own)) for own in odds))
 
+    def to_json(self) -> dict[str, list]:
+        return {"values": list(self.values), "odds": [list(own) for own in self.odds]}
+
+    @classmethod
+    def from_json(cls, table: dict, emotions: int) -> Self:
+        """Raises KeyError, TypeError or ValueError on anything but what `to_json` writes of so many emotions."""
+        values, odds = np.array(table["values"], np.float64), np.array(table["odds"], np.float64)
+        if odds.shape != (emotions, len(values) - 1) or not np.all(np.diff(values) > 0) or not np.isfinite(odds).all():
+            raise ValueError("levels and odds do not fit")
+        return cls(tuple(values.tolist()), tuple(map(tuple, odds.tolist())))
+
     def loss(self, scores: Float[Array, "*s e"], labels: Float[Array, "*s e"]) -> Float[Array, "*s e"]:
         """The logistic losses of all thresholds, summed."""
         above = labels[..., None] > jnp.array(self.values[:-1], jnp.float32)

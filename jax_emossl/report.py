@@ -122,7 +122,7 @@ def choices(c: Comparison, variant: str) -> pd.DataFrame:
 
 
 def _slug(words: str) -> str:
-    return re.sub(r"\W+", "_", words.strip())[:100]
+    return re.sub(r"\W+", "_", words).strip("_")[:100]
 
 
 def _cell(e: Estimate | None, form: str = ".3f") -> str:

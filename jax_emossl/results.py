@@ -18,7 +18,6 @@ from tabulate import tabulate
 
 from jax_emossl import __version__, workdir
 from jax_emossl.arms import ARMS
-from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
 from jax_emossl.workdir import RESULTS_FILE as RESULTS_FILE
@@ -29,11 +28,13 @@ _FIELDS = {"arm": "arm", "labels": "num_labels", "seed": "seed", "fold": "fold",
 _COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
 
 
-def row(corpus: Corpus, arm: str, num_labels: int, seed: int, fold: str, step: int | None, selection: dict | None, report: Report) -> dict:
+def row(
+    corpus: str, synthetic: bool, arm: str, num_labels: int, seed: int, fold: str, step: int | None, selection: dict | None, report: Report
+) -> dict:
     """One row; `selection` is {"fold", "metric", "value"} or, for the constant predictor, None."""
     values, undefined = report
     return {
-        "corpus": corpus.name, "synthetic": corpus.synthetic, "arm": arm, "num_labels": num_labels, "seed": seed, "fold": fold,
+        "corpus": corpus, "synthetic": synthetic, "arm": arm, "num_labels": num_labels, "seed": seed, "fold": fold,
         "step": step, "selection": selection, "metrics": values, "undefined": undefined,
     }  # fmt: skip
 

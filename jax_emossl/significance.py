@@ -1,14 +1,15 @@
 """Intervals and p-values that hold for new speakers and new seeds, not only for those at hand.
 
 A comparison yields, per rotation of the folds and per seed, scores of segments that belong to recordings. Recordings are
-resampled first, then seeds (a hierarchical bootstrap); arms are compared under the same draws. A recording is tested in one rotation.
+resampled first, within their corpus, then seeds (a hierarchical bootstrap); arms are compared under the same draws. A recording is tested
+in one rotation.
 """
 
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -75,14 +76,49 @@ class Metric:
         return np.einsum("nr,trk->ntk", weights, tally, optimize=True)
 
 
-class Runs:
-    """The runs of one arm at one label count: the tallies of every rotation and seed, for one metric.
+class _Estimated:
+    """What has an estimate, and a difference from its like.
 
-    `scored` maps (rotation, seed) to a run; every rotation has the same seeds. A recording tested in two rotations is a ValueError.
+    Attributes:
+      recordings: of every rotation, sorted; `total` in all, of `corpora` corpora.
+      value: the metric on the recordings and seeds at hand.
+      replicates: (n,) the metric on every draw, the same draws for all with the same recordings and seeds.
+      testable: whether arms can be exchanged within recordings.
     """
 
-    def __init__(self, scored: dict[tuple[str, int], Scored], metric: Metric):
-        self.metric = metric
+    def estimate(self) -> Estimate:
+        """Mean over seeds with its interval."""
+        return Estimate(self.value, *interval(self.replicates, self.total, self.corpora))
+
+    def difference(self, other: Self) -> Estimate:
+        """This less the other, paired by recording and seed."""
+        if (self.rotations, self.seeds, self.recordings) != (other.rotations, other.seeds, other.recordings):
+            raise ValueError("runs that are compared must have the same rotations, seeds and recordings")
+        low, high = interval(self.replicates - other.replicates, self.total, self.corpora)
+        return Estimate(self.value - other.value, low, high, self._permutation(other) if self.testable else None)
+
+    def _permutation(self, other: Self) -> float:
+        """How often a difference as large arises when the two arms change places in random recordings."""
+        if self.total <= _EXACT:
+            kept = np.array(list(itertools.product((1.0, 0.0), repeat=self.total)))
+        else:
+            drawn = np.random.default_rng(1).integers(0, 2, (REPLICATES, self.total)).astype(float)
+            kept = np.concatenate([np.ones((1, self.total)), drawn])
+        difference = self.exchanged(other, kept)
+        return float(np.mean(np.abs(difference) >= abs(difference[0]) - 1e-12))
+
+
+class Runs(_Estimated):
+    """The runs of one arm at one label count on one corpus: the tallies of every rotation and seed, for one metric.
+
+    `scored` maps (rotation, seed) to a run; every rotation has the same seeds. A recording tested in two rotations is a ValueError.
+    Runs of corpora that are estimated together have different `stream`s, so that their draws are independent.
+    """
+
+    corpora = 1
+
+    def __init__(self, scored: dict[tuple[str, int], Scored], metric: Metric, stream: int = 0):
+        self.metric, self._stream, self.testable = metric, stream, not metric.pairs
         self.rotations = sorted({rotation for rotation, _ in scored})
         self.seeds = sorted({seed for _, seed in scored})
         self.recordings, self._tallies = [], []
@@ -125,43 +161,53 @@ class Runs:
 
     def draws(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Weights of recordings and choices of seeds, the same for all arms with the same recordings and seeds."""
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(self._stream)
         weights = rng.multinomial(self.total, np.full(self.total, 1 / self.total), size=REPLICATES).astype(float)
         return self._split(weights), rng.integers(0, len(self.seeds), (REPLICATES, len(self.rotations), len(self.seeds)))
 
-    def estimate(self) -> Estimate:
-        """Mean over seeds with its interval."""
-        return Estimate(self.value, *interval(self.replicates, self.total))
-
-    def difference(self, other: Self) -> Estimate:
-        """This less the other, paired by recording and seed."""
-        if (self.rotations, self.seeds, self.recordings) != (other.rotations, other.seeds, other.recordings):
-            raise ValueError("runs that are compared must have the same rotations, seeds and recordings")
-        low, high = interval(self.replicates - other.replicates, self.total)
-        return Estimate(self.value - other.value, low, high, None if self.metric.pairs else self._permutation(other))
-
-    def _permutation(self, other: Self) -> float:
-        """How often a difference as large arises when the two arms change places in random recordings."""
-        if self.total <= _EXACT:
-            kept = np.array(list(itertools.product((1.0, 0.0), repeat=self.total)))
-        else:
-            drawn = np.random.default_rng(1).integers(0, 2, (REPLICATES, self.total)).astype(float)
-            kept = np.concatenate([np.ones((1, self.total)), drawn])
+    def exchanged(self, other: Self, kept: Float[np.ndarray, "n total"]) -> Float[np.ndarray, "n"]:
+        """The difference where the two have changed places in the recordings that are not `kept`."""
 
         def value(one: Self, two: Self) -> np.ndarray:
             sums = zip(one.sums(self._split(kept)), two.sums(self._split(1 - kept)), strict=True)
             return self.metric.value(sum(a + b for a, b in sums)).mean(1)
 
-        difference = value(self, other) - value(other, self)
-        return float(np.mean(np.abs(difference) >= abs(difference[0]) - 1e-12))
+        return value(self, other) - value(other, self)
 
 
-def interval(replicates: Float[np.ndarray, "n"], recordings: int) -> tuple[float, float]:
-    """95 % interval from bootstrap replicates: percentiles, expanded for few recordings (Hesterberg 2015, The American Statistician 69)."""
-    defined = replicates[np.isfinite(replicates)]
-    if recordings < 2 or len(defined) == 0:
+class Pool(_Estimated):
+    """The runs of one arm at one label count on several corpora: the mean of theirs, in which every recording weighs the same."""
+
+    def __init__(self, parts: Sequence[Runs]):
+        self.parts, self.corpora = parts, len(parts)
+        self.rotations, self.seeds, self.recordings = (
+            [getattr(part, name) for part in parts] for name in ("rotations", "seeds", "recordings")
+        )
+        self._sizes = [part.total for part in parts]
+        self.total, self.testable = sum(self._sizes), all(part.testable for part in parts)
+        self.value = self._mean([part.value for part in parts])
+
+    @functools.cached_property
+    def replicates(self) -> Float[np.ndarray, "n"]:
+        return self._mean([part.replicates for part in self.parts])
+
+    def exchanged(self, other: Self, kept: Float[np.ndarray, "n total"]) -> Float[np.ndarray, "n"]:
+        own = np.split(kept, np.cumsum(self._sizes)[:-1], axis=1)
+        return self._mean([part.exchanged(its, k) for part, its, k in zip(self.parts, other.parts, own, strict=True)])
+
+    def _mean(self, values: Sequence) -> Any:
+        return sum(size * value for size, value in zip(self._sizes, values, strict=True)) / self.total
+
+
+def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1) -> tuple[float, float]:
+    """95 % interval from bootstrap replicates: percentiles, expanded for few recordings (Hesterberg 2015, The American Statistician 69).
+
+    Of `recordings` resampled within several `corpora`, each takes one degree of freedom.
+    """
+    defined, freedom = replicates[np.isfinite(replicates)], recordings - corpora
+    if freedom < 1 or len(defined) == 0:
         return float("nan"), float("nan")
-    quantile = stats.t.ppf(1 - (1 - _LEVEL) / 2, recordings - 1) * np.sqrt(recordings / (recordings - 1))
+    quantile = stats.t.ppf(1 - (1 - _LEVEL) / 2, freedom) * np.sqrt(recordings / freedom)
     tail = stats.norm.cdf(-quantile)
     return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail]))
 

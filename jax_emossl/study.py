@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jax_emossl import representation, standards
-from jax_emossl.config import part
+from jax_emossl.config import part, stretched
 from jax_emossl.data import functionals, label_budget
 from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
@@ -31,12 +31,14 @@ class Answer(NamedTuple):
 
     Attributes:
       scores: of the reported fold's segments.
+      valid: of the validation fold's.
       step: at which its encoder was taken; None for one that is not trained.
       value: of the selection metric on the validation fold, where `calibration` was chosen.
       details: what else validation chose, for the row's `selection`.
     """
 
     scores: Float[np.ndarray, "s c"]
+    valid: Float[np.ndarray, "v c"]
     step: int | None
     value: float
     calibration: Any
@@ -58,6 +60,7 @@ class Study:
       pretrained: parameters of the pretrained encoder; None where no arm reads it.
       segments: of the folds that take part.
       known: vectors by source and seed; an encoder reads every fold once.
+      read: what was read out of them linearly, by all that matters.
     """
 
     config: ml_collections.ConfigDict
@@ -65,6 +68,7 @@ class Study:
     pretrained: Params | None
     segments: dict[str, Segments]
     known: dict[tuple[str, int], dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    read: dict[tuple, Answer] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(cls, config: ml_collections.ConfigDict, experiment: Experiment) -> Self:
@@ -86,9 +90,10 @@ class Study:
         labels = self.segments["train"].labels
         return label_budget.choose(labels, num_labels(cell.budget, len(labels)), cell.seed)
 
-    def training(self, seed: int, source: str, **settings) -> Experiment:
-        """A fine-tuning from the encoder of a source, `pretrained` or `random`, with these settings of `config.train`."""
+    def training(self, seed: int, source: str, labels: int = 0, **settings) -> Experiment:
+        """A fine-tuning on so many labels from the encoder of a source, `pretrained` or `random`, with these settings of `config.train`."""
         config = part(self.config, "finetune", seed=seed)
+        config.train = stretched(config.train, labels)
         config.train.update(settings)
         return dataclasses.replace(self.experiment, config=config, encoder=self.pretrained if source == "pretrained" else None)
 

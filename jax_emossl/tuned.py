@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from jax_emossl import linear, metrics
+from jax_emossl import linear
 from jax_emossl.arms import ARMS
+from jax_emossl.averaging import averaged
 from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.data.indices import padded_length
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment
 from jax_emossl.loop import Fitted, fit
 from jax_emossl.predict import predict
-from jax_emossl.study import Answer, Cell, Study
+from jax_emossl.study import Answer, Cell, Study, num_labels
 
 _Trained = tuple[Experiment, Fitted]  # a training of a cell's grid, and how it ended
 _MOST_MEMBERS = {"cpu": 16}  # more gain nothing there, and lose more work when interrupted
@@ -34,8 +34,10 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> It
     size = len(cells)
     if grid := _grid(study, cells[0]):
         size = max(1, _members_at_once(study, grid[0]) // len(grid))
-    for i in range(0, len(cells), size):
-        yield from _together(study, cells[i : i + size], folder, words)
+    for _, alike in itertools.groupby(cells, lambda cell: cell.budget):  # members take the same steps
+        own = list(alike)
+        for i in range(0, len(own), size):
+            yield from _together(study, own[i : i + size], folder, words)
 
 
 def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
@@ -44,11 +46,8 @@ def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> 
     key = repr((cells, study.config.compare.strategies, study.config.compare.learning_rates, jax.device_count()))
     under_way = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
     ended = iter(_fit(study, cells, grids, under_way, f"{words} {cells[0].arm} to {cells[-1].arm}".strip()))
-    best = [_best(study, list(zip(grid, itertools.islice(ended, len(grid)), strict=True))) for grid in grids]
-    trained = [own.variables for _, own in filter(None, best)]
-    parts, experiment = [study.reported] * len(trained), study.experiment  # what validation chose alone sees these
-    outputs = iter(predict(experiment.objective, trained, parts, *experiment.sizes, resident=study.resident) if trained else ())
-    yield [(cell, _chosen(study, cell, own, own and next(outputs)["scores"])) for cell, own in zip(cells, best, strict=True)]
+    trained = [[(training, next(ended)) for training in grid] for grid in grids]
+    yield list(zip(cells, _answers(study, cells, trained), strict=True))
     shutil.rmtree(under_way, ignore_errors=True)
 
 
@@ -56,7 +55,8 @@ def _grid(study: Study, cell: Cell) -> list[Experiment]:
     """One training per point of the grid of strategies and learning rates, the same for every arm."""
     grid = study.config.compare
     points = [p for p in itertools.product(grid.strategies, grid.learning_rates) if p[0] != "linear"]
-    return [study.training(cell.seed, ARMS[cell.arm].reads[0], strategy=strategy, learning_rate=rate) for strategy, rate in points]
+    source, labels = ARMS[cell.arm].reads[0], num_labels(cell.budget, len(study.segments["train"]))
+    return [study.training(cell.seed, source, labels, strategy=strategy, learning_rate=rate) for strategy, rate in points]
 
 
 def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str) -> list[Fitted]:
@@ -75,27 +75,24 @@ def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]],
     return ended
 
 
-def _best(study: Study, trained: Sequence[_Trained]) -> _Trained | None:
-    """The better by validation, the first of equals; None where all diverged, or none was to be trained."""
-    winner = None
-    for training, own in trained:
-        if own.variables and metrics.better(study.experiment.objective.selection, own.value, winner and winner[1].value):
-            winner = training, own
-    return winner
-
-
-def _chosen(study: Study, cell: Cell, best: _Trained | None, scores: np.ndarray | None) -> Answer:
-    """The better of the best training and, where asked for, the linear read-out of the encoder as it was."""
-    if "linear" in study.config.compare.strategies:
-        fixed = linear.answer(study, cell, ARMS[cell.arm].reads)
-        if best is None or metrics.better(study.experiment.objective.selection, fixed.value, best[1].value):
-            return fixed
-    if best is None:
-        raise UserError(f"Every training of {cell.arm} with {cell.budget:g} labels diverged: lower compare.learning_rates.")
-    training, own = best
-    settings = training.config.train
-    details = {"strategy": settings.strategy, "learning_rate": settings.learning_rate}
-    return Answer(scores, own.step, own.value, own.calibration, details)
+def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Trained]]) -> Iterator[Answer]:
+    """Per cell, what its trainings say, averaged where validation cannot tell them apart, and where asked for the linear read-out too."""
+    objective, valid, sizes = study.experiment.objective, study.segments["valid"], study.experiment.sizes
+    variables = [own.variables for grid in trained for _, own in grid if own.variables]
+    said = {}
+    for name, part in (("valid", valid), ("reported", study.reported)):
+        parts = [part] * len(variables)
+        said[name] = iter(predict(objective, variables, parts, *sizes, resident=study.resident) if variables else ())
+    for cell, grid in zip(cells, trained, strict=True):
+        made = [linear.answer(study, cell, ARMS[cell.arm].reads)] if "linear" in study.config.compare.strategies else []
+        for training, own in ((training, own) for training, own in grid if own.variables):
+            details = {"strategy": training.config.train.strategy, "learning_rate": training.config.train.learning_rate}
+            scores, on_valid = next(said["reported"])["scores"], next(said["valid"])["scores"]
+            made.append(Answer(scores, on_valid, own.step, own.value, own.calibration, details))
+        if not made:
+            labels = f"{cell.budget:g}" if cell.budget else "all"
+            raise UserError(f"Every training of {cell.arm} with {labels} labels diverged: lower compare.learning_rates.")
+        yield averaged(objective, made, valid)
 
 
 def _members_at_once(study: Study, training: Experiment) -> int:

@@ -131,7 +131,7 @@ def test_results_of_another_task_have_no_report(changed):
         Comparison(changed(lambda table: [row.pop("budget") for row in table["runs"]]))
 
 
-@pytest.mark.parametrize(("name", "value"), [("classes", ["neutral", "sad", "happy"]), ("fold", "valid"), ("corpus", "nemo")])
+@pytest.mark.parametrize(("name", "value"), [("classes", ["neutral", "sad", "happy"]), ("fold", "valid")])
 def test_rotations_that_cannot_be_judged_together_are_refused(changed, name, value):
     def other(table):
         for row in table["runs"]:

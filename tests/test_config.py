@@ -50,7 +50,7 @@ def test_what_the_user_gives_and_what_the_config_keeps_stands_against_the_corpus
     assert (config.model.width, config.pretrain.train.steps, config.model.layers) == (64, 2000, 2)
     config = resolved("paper")
     assert (config.pretrain.objective.ratio, config.pretrain.objective.span) == (0.15, 0.0)
-    assert resolved("experiments.label_fraction").finetune.train.steps == 150
+    assert resolved("experiments.label_fraction").finetune.train.steps == 60
 
 
 FILES = {"data.features": "F.csd", "data.labels": "L.csd", "data.folds": "folds.json"}
@@ -196,7 +196,7 @@ def test_a_group_of_fields_cannot_be_given_at_once():
 
 def test_every_number_and_every_choice_of_every_config_is_checked():
     free = {"data.corpus", "data.features", "data.labels", "data.folds", "data.words", "data.label_names", "data.prepared"}
-    free |= {"init_from", "emotion.selection", "train.unlabelled", "compare.variants", "fixed"}
+    free |= {"init_from", "emotion.selection", "train.unlabelled", "compare.variants", "compare.pretrain_on", "fixed"}
     for name in ("pretrain", "scratch", "evaluate", "quickstart"):
         flat = fields.flat(get(name))
         assert {fields._key(flat, field) for field in flat} - free <= set(fields._ALLOWED)
@@ -250,12 +250,12 @@ def test_a_part_of_a_locked_comparison_can_be_completed():
     comparison = get("quickstart")
     comparison.lock()
     fields.part(comparison, "finetune").train.strategy = "full"
-    assert fields.varied(comparison, "a", [("model.width", 8)], "x.json").data.folds == "x.json"
+    assert fields.varied(comparison, "a", [("model.width", 8)], {"folds": "x.json"}).data.folds == "x.json"
 
 
 def test_a_variant_sets_its_fields_and_leaves_the_comparison_alone():
     comparison = get("quickstart")
-    varied = fields.varied(comparison, "a", (("data.norm_prior", math.inf), ("pretrain.train.steps", 7)), "folds.json")
+    varied = fields.varied(comparison, "a", (("data.norm_prior", math.inf), ("pretrain.train.steps", 7)), {"folds": "folds.json"})
     assert (varied.data.norm_prior, varied.pretrain.train.steps, varied.data.folds) == (math.inf, 7, "folds.json")
     assert (comparison.data.norm_prior, comparison.pretrain.train.steps, comparison.data.folds) == (180, 2000, "")
 
@@ -271,7 +271,7 @@ def test_a_variant_sets_its_fields_and_leaves_the_comparison_alone():
 )
 def test_a_variant_has_no_more_seeds_than_the_comparison_and_only_its_label_counts(seeds, counts, expected):
     comparison = get("quickstart", {"compare.seeds": seeds, "compare.label_counts": counts})
-    varied = fields.varied(comparison, "a", (("compare.label_counts", (60, 600)), ("compare.seeds", 3)), "")
+    varied = fields.varied(comparison, "a", (("compare.label_counts", (60, 600)), ("compare.seeds", 3)), {})
     assert (varied.compare.seeds, varied.compare.label_counts) == expected
 
 

@@ -98,7 +98,7 @@ def test_the_learning_curve_without_recording_statistics_compares_a_part_of_the_
         config = get("experiments.label_fraction", corpus)
         fields.resolve(config)
         (_, changes) = config.compare.variants[1]
-        part = fields.varied(config, "", changes, "").compare
+        part = fields.varied(config, "", changes, {}).compare
         assert set(part.label_counts) == set(counts) < set(config.compare.label_counts) and part.seeds == 3
 
 

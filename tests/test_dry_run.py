@@ -36,7 +36,7 @@ def test_every_field_is_shown_as_it_would_be_used(described):
 def test_a_comparison_counts_its_trainings_and_makes_nothing(described, tmp_path):
     lines = described("configs.quickstart")
     assert "trains 1 x pretraining of 600 steps of 64 x 3.84 s" in lines
-    assert "trains 24 x fine-tuning of 120 steps of 32 x a whole segment" in lines  # 2 arms x 3 counts x 2 seeds x 2 rates
+    assert "trains 16 x fine-tuning of 120 steps of 32 x a whole segment" in lines  # 2 arms x 2 counts x 2 seeds x 2 rates
     assert any(line.startswith("reads ") and "DEMO_COVAREP.csd" in line and "to be generated and prepared first" in line for line in lines)
     assert any(line.startswith(f"writes {tmp_path}/workdir: ") for line in lines)
     assert lines[-1].startswith("ESTIMATE on this ") and "may be off by a factor of 3" in lines[-1]
@@ -47,15 +47,19 @@ def test_variants_and_rotations_count(described, demo_files):
     folds = ",".join(str(demo_files / name) for name in ("folds.json", "other.json"))
     (demo_files / "other.json").write_text((demo_files / "folds.json").read_text())
     lines = described("experiments.label_fraction", {"data.folds": folds})
-    assert [line.split(":")[0] for line in lines if line.startswith("reads")] == ["reads folds", "reads other"]
+    assert [line.split(", ")[2].rsplit("/")[-1] for line in lines if line.startswith("reads")] == ["folds.json", "other.json"]
     assert "trains 4 x pretraining of 600 steps of 64 x 3.84 s" in lines
-    # (2 arms x 5 counts x 5 seeds x 2 rates + 2 arms x 2 counts x 3 seeds x 2 rates) x 2; linear read-outs are no trainings
-    assert "trains 248 x fine-tuning of 150 steps of 32 x a whole segment" in lines
+    # (2 arms x 3 counts x 5 seeds x 4 rates + 2 arms x 1 count x 3 seeds x 4 rates) x 2; linear read-outs are no trainings
+    assert "trains 288 x fine-tuning of 60 steps of 32 x a whole segment" in lines
+    assert "trains 80 x fine-tuning of 750 steps of 32 x a whole segment" in lines  # all of 2000 labels, in 12 epochs
 
 
 def test_without_an_arm_that_reads_it_nothing_is_pretrained(described):
     lines = described("configs.quickstart", {"compare.arms": ("scratch", "functionals")})
-    assert [line for line in lines if line.startswith("trains")] == ["trains 12 x fine-tuning of 120 steps of 32 x a whole segment"]
+    assert [line for line in lines if line.startswith("trains")] == [
+        "trains 8 x fine-tuning of 120 steps of 32 x a whole segment",
+        "trains 4 x fine-tuning of 750 steps of 32 x a whole segment",
+    ]
 
 
 def test_a_prepared_corpus_tells_its_segments(described, demo_corpus):

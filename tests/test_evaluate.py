@@ -99,7 +99,7 @@ def test_a_corpus_of_another_hop_is_seen_in_model_steps_of_the_same_duration(eva
     frontend, card = built[0].frontend, json.loads((folder / "card.json").read_text())["frontend"]
     assert (card["pool"], card["stack"], card["frame_seconds"]) == (2, 1, pytest.approx(0.01))
     assert (frontend.pool, frontend.stack, frontend.frame_seconds) == (1, 1, pytest.approx(0.02))
-    np.testing.assert_array_equal(frontend.train.mean, card["train"]["mean"])
+    np.testing.assert_array_equal(frontend.train.mean, built[0].corpus.train_statistics.mean)
 
 
 def test_a_corpus_whose_hop_does_not_fit_is_refused(evaluated, finetuning, other):

@@ -8,6 +8,7 @@ import pytest
 from jax_emossl.data import corpora, corpus, csd, prepared
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.indices import Sampler
+from jax_emossl.data.statistics import Statistics
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 
@@ -93,7 +94,7 @@ def test_an_encoder_that_has_seen_a_held_out_recording_is_refused(fold, tiny_con
         build(tiny_config("finetune", fields, init_from=str(pretraining)))
 
 
-def test_the_frontend_moves_with_the_encoder(tiny_config, pretraining, demo_corpus, tmp_path):
+def test_durations_move_with_the_encoder_and_the_training_fold_normalises(tiny_config, pretraining, demo_corpus, tmp_path, capsys):
     folder = tmp_path / "other"
     other = json.loads((demo_corpus.path / "corpus.json").read_text())
     other["name"] = "other"
@@ -103,8 +104,10 @@ def test_the_frontend_moves_with_the_encoder(tiny_config, pretraining, demo_corp
         (folder / fold).symlink_to(demo_corpus.path / fold)
     (folder / "corpus.json").write_text(json.dumps(other))
     experiment = build(tiny_config("finetune", {"data.prepared": str(folder), "data.norm_prior": 7.0}, init_from=str(pretraining)))
-    expected = Frontend(demo_corpus.features, demo_corpus.train_statistics, 180.0, 5.0, 2, 8, 0.01)
-    assert experiment.frontend.to_json() == expected.to_json()
+    own = Statistics.from_json(other["statistics"]["train"])
+    assert experiment.frontend.to_json() == Frontend(demo_corpus.features, own, 180.0, 5.0, 2, 8, 0.01).to_json()
+    told = capsys.readouterr().err
+    assert "features are normalised toward the training fold of other; the encoder was pretrained on demo, toward its own" in told
 
 
 def test_the_frames_of_a_model_step_are_counted_for_the_hop_of_the_new_corpus(tiny_config, pretraining, demo_corpus):

@@ -109,6 +109,14 @@ class Moved(LabelledObjective):
     def constant(self, labels, train_labels):
         return metrics.constant_category_report(self.target(labels), self.target(train_labels), self.classes)
 
+    reference = {}
+
+    def average(self, scores, calibrations):
+        return sum(scores) / len(scores)
+
+    def with_reference(self, reference):
+        return self
+
     def decode(self, scores, calibration):
         return {"scores": scores}
 
@@ -155,7 +163,7 @@ from jax_emossl.data.corpora import Files, cache_dir
 
 SETTINGS = {
     "data.stack": 0.16, "data.bucket_growth": 8.0, "model.width": 8, "model.layers": 1, "model.heads": 2,
-    "finetune.train.steps": 4, "finetune.train.eval_every": 2, "finetune.train.batch_size": 4, "finetune.train.probe_steps": 2,
+    "finetune.train.steps": 4, "finetune.train.epochs": 0.0, "finetune.train.eval_every": 2, "finetune.train.batch_size": 4, "finetune.train.probe_steps": 2,
 }
 
 

@@ -32,22 +32,10 @@ def separable(rng, count):
 
 def test_what_can_be_told_linearly_is_told(objective):
     rng = np.random.default_rng(0)
-    read, _, value, calibration = linear.fit(objective, separable(rng, 200), separable(rng, 100))
-    vectors, labels = separable(rng, 50)
-    report, _ = objective.evaluate({"scores": read(vectors)}, labels, calibration)
-    assert report[objective.selection] > 0.99 and value > 0.99
-
-
-def test_regularisation_is_chosen_on_validation(objective, monkeypatch):
-    rng = np.random.default_rng(1)
-    train = (rng.normal(size=(40, 30)).astype(np.float32), separable(rng, 40)[1])
-    valid = (rng.normal(size=(60, 30)).astype(np.float32), separable(rng, 60)[1])
-    _, strength, value, _ = linear.fit(objective, train, valid)
-    values = {}
-    for one in linear._STRENGTHS:
-        monkeypatch.setattr(linear, "_STRENGTHS", (one,))
-        values[one] = linear.fit(objective, train, valid)[2]
-    assert value == values[strength] == max(values.values())
+    read = linear.read_out(objective, *separable(rng, 200), 0.1)
+    (valid, known), (vectors, labels) = separable(rng, 100), separable(rng, 50)
+    report, _ = objective.evaluate({"scores": read(vectors)}, labels, objective.calibrate({"scores": read(valid)}, known))
+    assert report[objective.selection] > 0.99
 
 
 @pytest.mark.parametrize("known", [1, 2])
@@ -55,10 +43,10 @@ def test_classes_without_a_label_are_never_answered(known):
     objective, rng = make("category"), np.random.default_rng(2)
     vectors, labels = separable(rng, 120)
     few = labels[:, :known].any(1)
-    read, *_ = linear.fit(objective, (vectors[few], labels[few]), (vectors, labels))
+    read = linear.read_out(objective, vectors[few], labels[few], 0.1)
     scores = read(vectors)
     assert {objective.classes[i] for i in scores.argmax(1)} <= set(EMOTIONS[:known])
-    report, _ = objective.evaluate({"scores": scores[few]}, labels[few], None)
+    report, _ = objective.evaluate({"scores": scores[few]}, labels[few], {"scale": 1.0})
     assert report["accuracy"] > 0.99
 
 
@@ -68,7 +56,9 @@ class Study:
     def __init__(self):
         rng = np.random.default_rng(3)
         self.made = {fold: separable(rng, 60) for fold in ("train", "valid", "test")}
-        self.segments = {fold: types.SimpleNamespace(labels=labels) for fold, (_, labels) in self.made.items()}
+        recordings = np.repeat(["a", "b", "c"], 20)
+        self.segments = {fold: types.SimpleNamespace(labels=labels, recordings=recordings) for fold, (_, labels) in self.made.items()}
+        self.read = {}
         self.experiment = types.SimpleNamespace(objective=make("intensity"))  # the quicker
         self.config = types.SimpleNamespace(compare=types.SimpleNamespace(fold="test"))
         self.asked = []
@@ -97,7 +87,7 @@ def test_an_answer_scores_the_reported_fold_and_says_what_validation_chose():
     study, cell = Study(), Cell("frozen", 0, 0)
     objective, answer = study.experiment.objective, linear.answer(study, cell, ("pretrained",))
     assert answer.scores.shape == (60, len(objective.classes)) and answer.step is None
-    assert answer.details == {"strategy": "linear", "regularisation": answer.details["regularisation"]}
-    assert answer.details["regularisation"] in linear._STRENGTHS
+    assert answer.details["strategy"] == "linear" and answer.details["regularisation"] in linear._STRENGTHS
+    assert 1 <= answer.details["averaged"] <= len(linear._STRENGTHS)
     report, _ = objective.evaluate({"scores": answer.scores}, study.segments["test"].labels, answer.calibration)
     assert report[objective.selection] > 0.9 and answer.value > 0.9

@@ -296,13 +296,13 @@ def test_more_labels_than_there_are_segments_are_refused(refused, data):
 def test_features_of_another_dimension_than_the_checkpoints_are_refused(arguments, refused, files, finetuning, demo_files, tmp_path):
     five = rewrite(demo_files / "DEMO_COVAREP.csd", tmp_path / "five.csd", lambda x: x[:, :5], metadata={})
     line = refused(*arguments, *files(features=five), f"--config.init_from={finetuning}")
-    assert f"{finetuning} was trained on 74 features, the corpus has 5" in line and "use the corpus of the checkpoint" in line
+    assert f"{finetuning} has 74 features, the corpus has 5: use corpora with the same features" in line
 
 
 def test_features_of_other_names_than_the_checkpoints_are_refused(refused, files, pretraining, demo_files, tmp_path):
     names = [f"feature_{i}" for i in range(74)]
     other = rewrite(demo_files / "DEMO_COVAREP.csd", tmp_path / "other.csd", lambda x: x, metadata={"dimension names": names})
-    assert "was trained on feature 'F0' where the corpus has 'feature_0'" in refused(
+    assert "has the feature 'F0' where the corpus has 'feature_0'" in refused(
         *FINETUNE, *files(features=other), f"--config.init_from={pretraining}"
     )
 

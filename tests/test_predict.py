@@ -12,6 +12,7 @@ from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.objectives import Objective
 from jax_emossl.objectives.emotion import Intensity
 from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
+from jax_emossl.ordinal import Levels
 from jax_emossl.predict import Resident, predict, with_features
 
 ENCODER = Transformer(width=16, layers=1, heads=2)
@@ -63,7 +64,7 @@ def learned(objective, folds, seed):
 def objective(request, folds):
     if request.param == "emotion":
         names = tuple("abcdef")
-        return Intensity(ENCODER, names, names, 0.3, "auroc")
+        return Intensity(ENCODER, names, names, 0.3, "auroc", Levels.of(np.eye(6)))
     return MaskedTimesteps(ENCODER, folds["train"].steps(0).shape[1], 0.5, 2, "l1")
 
 

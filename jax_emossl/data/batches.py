@@ -56,6 +56,24 @@ class Segments:
         self.whole = self
         self.positions = np.arange(len(self))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The segments of several corpora, one after another, without labels; each keeps its own normalisation."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = copy.copy(parts[0])
+        first_part = np.cumsum([0, *(len(part._frames) for part in parts)])
+        first_recording = np.cumsum([0, *(len(part._reliance) for part in parts)]).astype(np.int32)
+        joined._frames = [frames for part in parts for frames in part._frames]
+        joined._part = np.concatenate([part._part + first for part, first in zip(parts, first_part, strict=False)])
+        joined._recording = np.concatenate([part._recording + first for part, first in zip(parts, first_recording, strict=False)])
+        joined._scaling = {r + first: own for part, first in zip(parts, first_recording, strict=False) for r, own in part._scaling.items()}
+        for name in ("_first", "_count", "_reliance", "lengths", "recordings"):
+            setattr(joined, name, np.concatenate([getattr(part, name) for part in parts]))
+        joined.labels = np.zeros((len(joined), 0), np.float32)
+        joined.whole, joined.positions = joined, np.arange(len(joined))
+        return joined
+
     def __len__(self) -> int:
         return len(self.lengths)
 

@@ -82,18 +82,15 @@ class Frontend:
             normal = normal.reshape(-1, self.dimension)
         return normal
 
-    def check_features(self, names: Sequence[str], source: object) -> None:
-        """Refuses features other than those the encoder was trained on."""
+    def check_features(self, names: Sequence[str], source: object, corpus: str = "the corpus") -> None:
+        """Refuses a corpus with features other than those of the `source`."""
         if len(names) != len(self.names):
             raise UserError(
-                f"{source} was trained on {len(self.names)} features, the corpus has {len(names)}: "
-                "pretrain on features like the corpus's, or use the corpus of the checkpoint."
+                f"{source} has {len(self.names)} features, {corpus} has {len(names)}: use corpora with the same features, in the same order."
             )
         for own, other in zip(self.names, names, strict=True):
             if own != other:
-                raise UserError(
-                    f"{source} was trained on feature '{own}' where the corpus has '{other}': use the same features in the same order."
-                )
+                raise UserError(f"{source} has the feature '{own}' where {corpus} has '{other}': use the same features in the same order.")
 
     def settings(self) -> dict[str, float]:
         """The fields of `config.data` that make this frontend."""

@@ -5,8 +5,8 @@ A file `objectives/<name>.py` offers `make(config, encoder, frontend, corpus)`, 
 """
 
 import importlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
 
 import flax.linen as nn
 import jax
@@ -80,8 +80,20 @@ class LabelledObjective(Objective, Protocol):
     def target(self, labels: np.ndarray) -> np.ndarray:
         """What scores are compared with."""
 
+    @property
+    def reference(self) -> dict:
+        """What its scores are relative to, beside the classes, as JSON: it goes with the run to other corpora."""
+        return {}
+
+    def with_reference(self, reference: dict) -> Self:
+        """The same, relative to another run's reference; KeyError, TypeError or ValueError where that is none."""
+        return self
+
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> Any:
         """Whatever `evaluate` needs that must be chosen on the validation fold, as JSON."""
+
+    def average(self, scores: Sequence[np.ndarray], calibrations: Sequence[Any]) -> np.ndarray:
+        """The scores of several answers about the same segments, averaged; each has its own calibration."""
 
     def decode(self, scores: np.ndarray, calibration: Any) -> dict[str, np.ndarray]:
         """All that intervals are computed from, per segment: the scores and what is read off them."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Self
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from jax_emossl import metrics, standards
@@ -23,6 +25,7 @@ from jax_emossl.ordinal import Levels, ReadOut
 from jax_emossl.representation import Representation
 
 NEUTRAL = "neutral"
+_MOST_SCALE = 10.0
 
 
 def category_names(labels: Float[np.ndarray, "s e"], emotions: Sequence[str]) -> list[str]:
@@ -119,10 +122,22 @@ class Intensity(_Emotion):
     def ordinal(self) -> bool:
         return self.loss_name == "ordinal"
 
+    @property
+    def reference(self) -> dict[str, list]:
+        return self.levels.to_json()
+
+    def with_reference(self, reference: dict[str, list]) -> Self:
+        return dataclasses.replace(self, levels=Levels.from_json(reference, len(self.emotions)))
+
     def calibrate(self, outputs: Outputs, labels: np.ndarray) -> dict[str, list]:
         """Per emotion, the threshold of presence and, of distributions, the scale of the scores."""
         scale = {"scale": self.levels.scale(outputs["scores"], labels)} if self.ordinal else {}
         return {"threshold": metrics.choose_thresholds(outputs["scores"], labels), **scale}
+
+    def average(self, scores: Sequence[Float[np.ndarray, "s e"]], calibrations: Sequence[dict[str, list]]) -> Float[np.ndarray, "s e"]:
+        """Of distributions, the mean of the scaled log odds; of intensities their mean."""
+        scales = [calibration.get("scale", 1.0) for calibration in calibrations]
+        return np.mean([np.asarray(scale) * own for scale, own in zip(scales, scores, strict=True)], 0)
 
     def decode(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> dict[str, np.ndarray]:
         made = self._decoded(scores, calibration)
@@ -159,13 +174,25 @@ class Category(_Emotion):
         target = jnp.where(labels.any(-1), columns[labels.argmax(-1)], neutral)
         return optax.softmax_cross_entropy_with_integer_labels(scores, target)
 
-    def calibrate(self, outputs: Outputs, labels: np.ndarray) -> None:
-        return None
+    def calibrate(self, outputs: Outputs, labels: np.ndarray) -> dict[str, float]:
+        """The factor of the logits that makes these labels likeliest (temperature scaling, Guo et al. 2017, arXiv 1706.04599)."""
+        target, scores = self.target(labels), outputs["scores"].astype(np.float64)
+        known = np.flatnonzero(target > metrics.UNSEEN)
 
-    def decode(self, scores: Float[np.ndarray, "s c"], calibration: None) -> dict[str, np.ndarray]:
+        def loss(scale):
+            return -special.log_softmax(scale * scores[known], 1)[np.arange(len(known)), target[known]].sum()
+
+        return {"scale": float(optimize.minimize_scalar(loss, bounds=(0, _MOST_SCALE), method="bounded").x)}
+
+    def average(self, scores: Sequence[Float[np.ndarray, "s c"]], calibrations: Sequence[dict[str, float]]) -> Float[np.ndarray, "s c"]:
+        """The logarithm of the mean probability."""
+        logits = [special.log_softmax(calibration["scale"] * own, 1) for own, calibration in zip(scores, calibrations, strict=True)]
+        return special.logsumexp(logits, 0) - np.log(len(logits))
+
+    def decode(self, scores: Float[np.ndarray, "s c"], calibration: dict[str, float]) -> dict[str, np.ndarray]:
         return {"scores": scores.astype(np.float32)}
 
-    def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
+    def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: dict[str, float]) -> Report:
         return metrics.category_report(outputs["scores"], self.target(labels), self.classes)
 
     def constant(self, labels: np.ndarray, train_labels: np.ndarray) -> Report:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import ml_collections
 import numpy as np
@@ -16,7 +16,7 @@ from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora
 from jax_emossl.data.indices import Selection
 from jax_emossl.errors import UserError, notice
-from jax_emossl.experiment import Experiment, build
+from jax_emossl.experiment import Experiment, build, check_held_out
 from jax_emossl.objectives.emotion import category_names
 from jax_emossl.study import Answer, Cell, Study, num_labels
 from jax_emossl.tasks import train
@@ -27,26 +27,23 @@ _IN_PROGRESS = "in_progress"
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (variant, rotation, arm, label count, seed) that `out` does not hold yet; returns all rows."""
     mesh.use_cpu_cores((config.pretrain.train.batch_size, config.finetune.train.batch_size))
-    rotations = corpora.rotations(config.data)
-    pretrainings: dict[str, Path] = {}  # variants that pretrain alike share one
-    plans = [
-        _Plan.make(configs.varied(config, variant, fields, folds), out, variant, name, len(rotations) > 1, pretrainings)
-        for variant, fields in config.compare.variants
-        for name, folds in rotations
-    ]  # refuses what cannot be compared, before anything is trained
+    targets, known = corpora.targets(config.data), {}
+    plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
+    # which refuse what cannot be compared, before anything is trained
     file = out / results.RESULTS_FILE
     rows = results.read(file)["runs"] if file.exists() else []
     with tqdm(total=sum(len(plan.cells) for plan in plans), desc="comparing", unit="cell", leave=False, disable=None) as bar:
         for plan in plans:
+            rows += plan.answered_by(rows)
             missing = plan.missing(rows)
             bar.update(len(plan.cells) - len(missing))
             if not missing:
                 continue
             study = Study.make(plan.config, plan.pretrain())
-            if plan.pretrains and not (out / results.ILLUSTRATION).exists():
+            if plan.pretrains and plan.trains and not (out / results.ILLUSTRATION).exists():
                 _illustrate(study, plan)
             for mechanism, cells in itertools.groupby(missing, lambda cell: ARMS[cell.arm].mechanism):
-                under_way = out / _IN_PROGRESS / plan.variant / plan.rotation
+                under_way = out / _IN_PROGRESS / plan.place
                 for answered in _MECHANISMS[mechanism](study, list(cells), under_way, plan.words):
                     rows += [plan.row(study, cell, answer) for cell, answer in answered]
                     results.write(file, rows, config)
@@ -59,11 +56,12 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """One variant on one rotation of the folds: its cells, its pretraining, its rows.
+    """One variant on one corpus and one rotation of its folds: its cells, its pretraining, its rows.
 
     Attributes:
       folder: workdir of the pretraining.
       unpretrained: its fine-tunings, had they no pretraining.
+      twins: variants of which it differs in the pretraining alone, so that other arms' rows are the same.
     """
 
     config: ml_collections.ConfigDict
@@ -73,62 +71,101 @@ class _Plan:
     folder: Path
     unpretrained: Experiment
     cells: Sequence[Cell]
+    twins: Sequence[str]
 
     @classmethod
-    def make(
-        cls, config: ml_collections.ConfigDict, out: Path, variant: str, rotation: str, several: bool, pretrainings: dict[str, Path]
-    ) -> Self:
-        experiment = build(configs.part(config, "finetune"))
-        own = out / "pretrain" / variant / (rotation if several else "")
-        folder = pretrainings.setdefault(configs.part(config, "pretrain").to_json_best_effort(), own)
-        cells = _cells(config, rotation, len(experiment.corpus.fold("train")))
-        return cls(config, out, variant, rotation, folder, experiment, cells)
+    def make(cls, whole: ml_collections.ConfigDict, out: Path, variant: tuple, data: dict[str, str], known: dict[str, Any]) -> Self:
+        """`known` keeps, for the next plans, who pretrains where and which variants train alike."""
+        name, fields = variant
+        config = configs.varied(whole, name, fields, data)
+        experiment, rotation = build(configs.part(config, "finetune")), Path(data["folds"]).stem
+        pretraining = configs.part(config, "pretrain")
+        folder = out / "pretrain" / name / (data["corpus"] if "+" in whole.data.corpus else "")
+        source = config.compare.pretrain_on
+        if (Path(source) / "card.json").is_file():
+            folder = Path(source)
+        else:
+            folder = known.setdefault(pretraining.to_json_best_effort(), folder / rotation)
+        grid = {**config.compare, "arms": (), "label_counts": (), "seeds": 0, "variants": (), "pretrain_on": ""}
+        twins = known.setdefault(repr((configs.part(config, "finetune").to_json_best_effort(), grid)), [])
+        plan = cls(
+            config, out, name, rotation, folder, experiment, _cells(config, rotation, len(experiment.corpus.fold("train"))), [*twins]
+        )
+        twins.append(name)
+        if plan.pretrains and plan.trains:
+            check_held_out(build(pretraining).card(), experiment.corpus, f"A pretraining on {source}")
+        return plan
 
     @property
     def pretrains(self) -> bool:
         return any(ARMS[arm].needs_pretraining for arm in self.config.compare.arms)
 
     @property
+    def trains(self) -> bool:
+        """Whether the pretraining is its own, not one that was there before."""
+        return self.out in self.folder.parents
+
+    @property
+    def place(self) -> Path:
+        """Of its files among those of other plans."""
+        return Path(self.variant, self.config.data.corpus, self.rotation)
+
+    @property
     def words(self) -> str:
-        return " ".join(filter(None, (self.variant, self.rotation)))
+        return " ".join(filter(None, (self.variant, self.config.data.corpus, self.rotation)))
+
+    def _own(self, row: dict, variant: str) -> bool:
+        """Whether a row is one of `variant` on this corpus and rotation."""
+        return (row.get("variant"), row["corpus"], row.get("folds")) == (variant, self.unpretrained.name, self.rotation)
+
+    def answered_by(self, rows: Sequence[dict]) -> list[dict]:
+        """Rows of twins that are this plan's, too: of its cells without a row and without pretraining."""
+        missing = {(c.arm, c.budget, c.seed) for c in self.missing(rows) if not ARMS[c.arm].needs_pretraining}
+        of_twins = [row for row in rows if any(self._own(row, twin) for twin in self.twins)]
+        made = {cell: row for row in of_twins if (cell := (row["arm"], row["budget"], row["seed"])) in missing}
+        return [row | {"variant": self.variant} for row in made.values()]
 
     def missing(self, rows: Sequence[dict]) -> list[Cell]:
         """The cells without a row, those of one mechanism together."""
-        done = {(r["arm"], r["budget"], r["seed"]) for r in rows if (r.get("variant"), r.get("folds")) == (self.variant, self.rotation)}
+        done = {(row["arm"], row["budget"], row["seed"]) for row in rows if self._own(row, self.variant)}
         order = list(_MECHANISMS)
-        return sorted((cell for cell in self.cells if cell not in done), key=lambda cell: order.index(ARMS[cell.arm].mechanism))
+        return sorted((cell for cell in self.cells if cell not in done), key=lambda c: (order.index(ARMS[c.arm].mechanism), c.budget))
 
     def pretrain(self) -> Experiment:
         """The experiment that starts from the pretrained encoder, which is trained now if it is not there."""
         if not self.pretrains:
             return self.unpretrained
-        config = configs.part(self.config, "pretrain")
-        workdir.enter(self.folder, config)
-        train.run(config, self.folder)
+        if self.trains:
+            config = configs.part(self.config, "pretrain")
+            workdir.enter(self.folder, config)
+            train.run(config, self.folder)
         return build(configs.part(self.config, "finetune", init_from=str(self.folder)), self.unpretrained.corpus)
 
     def row(self, study: Study, cell: Cell, answer: Answer) -> dict:
         """A row of results, its predictions kept beside it."""
-        corpus, objective, fold = study.experiment.corpus, study.experiment.objective, self.config.compare.fold
+        experiment, fold = study.experiment, self.config.compare.fold
+        objective = experiment.objective
         labels, train_labels = study.reported.labels, study.segments["train"].labels
         place = {"variant": self.variant, "folds": self.rotation, "budget": cell.budget}
         if answer.scores is None:
             made = objective.constant(labels, train_labels)
-            return results.row(corpus, cell.arm, len(train_labels), cell.seed, fold, None, None, made) | place
+            return (
+                results.row(experiment.name, experiment.synthetic, cell.arm, len(train_labels), cell.seed, fold, None, None, made) | place
+            )
         made = objective.evaluate({"scores": answer.scores}, labels, answer.calibration)
         selection = {"fold": "valid", "metric": objective.selection, "value": float(answer.value), **answer.details}
         kept = results.keep_predictions(
-            self.out, Path(self.variant) / self.rotation / f"{cell.arm}-{cell.budget:g}-{cell.seed}",
+            self.out, self.place / f"{cell.arm}-{cell.budget:g}-{cell.seed}",
             **objective.decode(answer.scores, answer.calibration), target=objective.target(labels), recordings=study.reported.recordings,
         )  # fmt: skip
         labelled = num_labels(cell.budget, len(train_labels))
-        row = results.row(corpus, cell.arm, labelled, cell.seed, fold, answer.step, selection, made)
+        row = results.row(experiment.name, experiment.synthetic, cell.arm, labelled, cell.seed, fold, answer.step, selection, made)
         return row | place | {"predictions": kept, "classes": list(objective.classes)}
 
 
 def _constants(study: Study, cells: Sequence[Cell], *_) -> Iterator[list[tuple[Cell, Answer]]]:
     """The training fold's best constant for each metric looks at no features: it has no scores."""
-    yield [(cell, Answer(None, None, None, None, {})) for cell in cells]
+    yield [(cell, Answer(None, None, None, None, None, {})) for cell in cells]
 
 
 _MECHANISMS = {"constant": _constants, "linear": linear.answers, "tuned": tuned.answers}  # in the order of their cells
@@ -153,7 +190,7 @@ def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> 
 def _illustrate(study: Study, plan: _Plan) -> None:
     """Keeps what the report's pictures need: some segments of the pretext task, and the reported ones before and after pretraining."""
     experiment, valid, own = study.experiment, study.segments["valid"], study.reported
-    pretraining = build(configs.part(plan.config, "pretrain"), experiment.corpus, experiment.frontend)
+    pretraining = build(configs.part(plan.config, "pretrain", data=plan.config.data.to_dict()), experiment.corpus)
     middle = np.argsort(valid.lengths, kind="stable")[[len(valid) // 4, len(valid) // 2, 3 * len(valid) // 4]]
     batch = valid.gather(Selection(middle, np.zeros(3, int), np.ones(3, np.float32), int(valid.lengths[middle].max())))
     pictures = pretraining.objective.illustrate(checkpoint.load_best(plan.folder).variables, batch)

@@ -6,12 +6,12 @@ from pathlib import Path
 import ml_collections
 
 from jax_emossl import checkpoint, evaluation, preemption, results, workdir
-from jax_emossl.card import Card
+from jax_emossl.card import FILE, Card
 from jax_emossl.data import corpora
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
-from jax_emossl.experiment import Experiment, build, carried, check_held_out
+from jax_emossl.experiment import Experiment, build, carry, check_held_out
 from jax_emossl.loop import Fitted
 
 
@@ -23,9 +23,15 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     pretrained = bool(trained.get("init_from"))
     trained.init_from = ""
     trained.data.update(_replaced(config.data))
-    corpus = corpora.load(trained.data)
-    experiment = build(trained, corpus, carried(card, corpus, source))
+    corpus = corpora.load(corpora.split(trained.data)[0])
+    carry(card, trained.data, corpus, source)
+    experiment = build(trained, corpus)
     _check(card, experiment, source)
+    if experiment.objective.labelled:
+        try:
+            experiment = dataclasses.replace(experiment, objective=experiment.objective.with_reference(card.reference))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{source / FILE} is damaged ({type(error).__name__}): train anew.") from error
     best = checkpoint.load_best(source)
     if checkpoint.shapes(best.variables["params"]) != checkpoint.shapes(experiment.params()):
         raise UserError(f"{source} holds weights of other shapes than this version makes of its config: train anew.")

@@ -39,7 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
         )
     dataclasses.replace(card, calibration=fitted.calibration).save(workdir)
     rows = []
-    for fold in ("valid", "test"):
+    for fold in (fold for fold in ("valid", "test") if len(experiment.segments(fold))):  # a pretraining may lack a test fold
         rows += evaluation.rows(experiment, fitted, fold, card.num_labels)
     results.write(file, rows, config)
     print(evaluation.summary(experiment, rows, valid))

@@ -35,6 +35,7 @@ class Files:
     create: Callable[[], None] | None = None  # makes the files, where that can be done
 
 
+OWN = ("features", "labels", "folds", "words", "label_names", "prepared")  # fields of `config.data` that belong to one corpus
 SETS = ("rotations", "searches")  # of folds, by which `data.folds` may name them
 
 
@@ -58,13 +59,28 @@ def data_dir() -> Path:
 
 
 def settings(corpus: str) -> dict[str, Any]:
-    """What the corpus of this name sets; nothing where there is none."""
-    return dict(getattr(module(corpus), "SETTINGS", {})) if corpus in names() else {}
+    """What the corpus of this name sets; of several, what all set alike. Nothing where there is none."""
+    own, *others = [getattr(module(name), "SETTINGS", {}) if name in names() else {} for name in corpus.split("+")]
+    return {field: value for field, value in own.items() if all(other.get(field) == value for other in others)}
+
+
+def split(config: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
+    """`config.data` of each of the corpora that it names, as in nemo+ravdess; files and folds that are given are the first one's."""
+    first, *others = config.corpus.split("+")
+    bare = {**config, **dict.fromkeys(OWN, "")}
+    return [ml_collections.ConfigDict(own) for own in ({**config, "corpus": first}, *({**bare, "corpus": name} for name in others))]
+
+
+def targets(config: ml_collections.ConfigDict) -> list[dict[str, str]]:
+    """The fields of `config.data` that a comparison on several corpora has for each of them, and for each division into folds."""
+    names = config.corpus.split("+")
+    each = [ml_collections.ConfigDict({**config, "corpus": name}) for name in names]
+    return [{"corpus": own.corpus, "folds": folds} for own in each for _, folds in rotations(own)]
 
 
 def name(config: ml_collections.ConfigDict) -> str:
-    """The corpus's name in results: the one given, else the features' file's. A prepared corpus knows its own."""
-    return config.corpus or Path(config.prepared or config.features).stem
+    """The corpora's name in results: the one given, else the features' file's. A prepared corpus knows its own."""
+    return "+".join(own.corpus or Path(own.prepared or own.features).stem for own in split(config))
 
 
 def files(config: ml_collections.ConfigDict) -> Files:
