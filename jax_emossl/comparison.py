@@ -52,7 +52,7 @@ class Comparison:
         names = list(dict.fromkeys(row["corpus"] for row in self.rows))
         _check_alike(self.file, self.rows, ("fold",) if len(names) > 1 else ("fold", "classes"))
         first = self.rows[0]
-        self.version, self.command = table["version"], table.get("command", "")
+        self.version, self.command, self.commit = table["version"], table.get("command", ""), table.get("commit")
         self.synthetic = any(row["synthetic"] for row in self.rows)
         marked = dict.fromkeys(row["corpus"] + (" (SYNTHETIC)" if row["synthetic"] else "") for row in self.rows)
         self.corpus = " + ".join(marked)

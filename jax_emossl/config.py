@@ -220,7 +220,8 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.{given[0]} is given, but data.corpus is '{data.corpus}': compare one corpus, or those that have a name.")
     if config.task != "compare" and (data.folds in corpora.SETS or "," in data.folds):
         raise UserError(f"data.folds is '{data.folds}', but a run alone takes one file of folds: name one, or run a comparison.")
-    lacking = [f"data.{field}" for field in ("features", "labels", "folds") if not data[field] or data[field] in corpora.SETS]
+    labelled = ["labels"] if config.task != "train" or "num_labels" in config else []  # a pretraining needs none
+    lacking = [f"data.{field}" for field in ("features", *labelled, "folds") if not data[field] or data[field] in corpora.SETS]
     if data.features and not data.corpus and lacking:
         raise UserError(f"data.features is given without {' and '.join(lacking)}: give that too, or name a corpus in data.corpus.")
     first, *others = data.corpus.split("+")

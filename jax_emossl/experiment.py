@@ -181,6 +181,12 @@ def carry(card: Card, data: ml_collections.ConfigDict, corpus: Corpus, source: P
         )
 
 
+def require(corpus: Corpus, fold: str) -> None:
+    """Refuses a corpus without this fold, which may be one to pretrain on alone."""
+    if not len(corpus.fold(fold)):
+        raise UserError(f"{corpus.name} has no recording in its fold '{fold}': give folds that have one.")
+
+
 def check_held_out(card: Card, corpus: Corpus, source: Path) -> None:
     """Refuses folds that hold out a recording on which the encoder of `source` was trained, or test one that chose its step."""
     valid, test = ({*corpus.folds[fold].recordings} if fold in corpus.folds else set() for fold in ("valid", "test"))

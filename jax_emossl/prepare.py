@@ -28,9 +28,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     required = parser.add_argument_group("required")
     required.add_argument("--features", required=True, metavar="F.csd", help="frames of every recording")
-    required.add_argument("--labels", required=True, metavar="L.csd", help="labelled segments: one row of intensities each")
+    parser.add_argument(
+        "--labels",
+        default="",
+        metavar="L.csd",
+        help="labelled segments: one row of intensities each; without, the corpus can be pretrained on",
+    )
     required.add_argument(
-        "--folds", required=True, help='JSON file {"train": [recording, ...], "valid": [...], "test": [...]}, or cmu_mosei'
+        "--folds",
+        required=True,
+        help='JSON file {"train": [recording, ...], "valid": [...], "test": [...]}, or cmu_mosei (a pretraining needs no test)',
     )
     required.add_argument("--out", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--words", default="", metavar="W.csd", help="average the frames of each word of this file first")

@@ -1,16 +1,17 @@
 """The report of a comparison, made from results.json and the predictions kept beside it alone.
 
-    python -m jax_emossl.report WORKDIR
+    python -m jax_emossl.report WORKDIR [--readme]
 
 writes WORKDIR/report.md and report.html (self-contained), tables/*.csv and *.tex (booktabs), figures/*.png and *.pdf.
+With --readme it also puts the main tables into README.md of the current folder, see readme.py.
 The document, with its order, its captions and its prose, is templates/report.md; here are the tables that it asks for.
 """
 
+import argparse
 import base64
 import collections
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pandas as pd
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
-from jax_emossl import figures, significance
+from jax_emossl import figures, readme, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.comparison import Comparison
 from jax_emossl.errors import one_sentence
@@ -136,11 +137,16 @@ def _cell(e: Estimate | None, form: str = ".3f") -> str:
 
 def main() -> None:
     """Command line."""
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        sys.exit(0 if len(sys.argv) == 2 else 2)
+    parser = argparse.ArgumentParser(
+        prog="python -m jax_emossl.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workdir", metavar="WORKDIR", type=Path, help="that of a comparison")
+    parser.add_argument("--readme", action="store_true", help="also put its tables between the markers of its name in README.md")
+    args = parser.parse_args()
     with one_sentence():
-        print(write(Path(sys.argv[1])))
+        print(write(args.workdir))
+        if args.readme:
+            print(readme.update(Path("README.md"), args.workdir.resolve().name, Comparison(args.workdir)))
 
 
 if __name__ == "__main__":

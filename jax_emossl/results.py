@@ -1,13 +1,15 @@
 """`results.json`, the one form in which every run leaves its numbers, and their table for people.
 
-    {"runs": [row, ...], "config": {...}, "command": "python -m ...", "version": "0.1.0"}
+    {"runs": [row, ...], "config": {...}, "command": "python -m ...", "version": "0.1.0", "commit": "1a2b3c4" or null}
 
 One row per run and evaluated fold; README documents its fields.
 """
 
+import functools
 import io
 import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,8 +44,18 @@ def row(
 def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -> None:
     """Writes results.json whole or not at all."""
     command = shlex.join(["python", "-m", "jax_emossl.main", *sys.argv[1:]])
-    table = {"runs": list(rows), "config": workdir.plain(config), "command": command, "version": __version__}
+    table = {"runs": list(rows), "config": workdir.plain(config), "command": command, "version": __version__, "commit": _commit()}
     workdir.write_atomically(path, json.dumps(table, indent=1, allow_nan=False))
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the code that runs, marked where it was changed since; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty=, changed since", "--exclude=*", "--abbrev=7"]
+    try:
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=True, text=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def keep_predictions(out: Path, name: Path, **arrays: np.ndarray) -> str:

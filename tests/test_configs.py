@@ -10,6 +10,7 @@ import experiments
 from jax_emossl import config as fields
 from jax_emossl import workdir
 from jax_emossl.data import corpora
+from jax_emossl.errors import UserError
 
 CONFIGS = [f"configs.{module.name}" for module in pkgutil.iter_modules(configs.__path__)]
 EXPERIMENTS = [f"experiments.{m.name}" for m in pkgutil.iter_modules(experiments.__path__) if not m.name.startswith("bench")]
@@ -31,8 +32,16 @@ def test_every_config_is_sound_on_every_corpus_and_names_no_files(name, corpus):
     if "init_from" in config:
         config.init_from = config.init_from and "runs/pretrain"
     fields.resolve(config)
-    fields.check(config)
     json.dumps(workdir.plain(config), allow_nan=False)
+    if name != "experiments.transfer":  # needs several corpora, see below
+        fields.check(config)
+
+
+def test_transfer_needs_several_corpora():
+    one, two = (get("experiments.transfer", corpus) for corpus in ("nemo", "nemo+ravdess"))
+    fields.check(two)
+    with pytest.raises(UserError, match="compare.pretrain_on names others, but there is one corpus"):
+        fields.check(one)
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS + EXPERIMENTS if name != "configs.evaluate"])
@@ -59,7 +68,7 @@ def test_pretraining_and_fine_tuning_share_the_backbone_and_the_frontend():
 
 
 def test_all_comparisons_have_the_same_fields():
-    assert len(COMPARISONS) == 9
+    assert len(COMPARISONS) == 10
     assert len({tuple(sorted(fields.flat(get(name)))) for name in COMPARISONS}) == 1
 
 
@@ -90,7 +99,7 @@ def test_the_paper_masks_single_timesteps_and_regresses_intensities(corpus):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_searches_never_see_the_test_fold(name):
-    assert get(name).compare.fold == ("test" if name in ("experiments.label_fraction", "experiments.intensity_loss") else "valid")
+    assert get(name).compare.fold == ("test" if name.split(".")[1] in ("label_fraction", "intensity_loss", "transfer") else "valid")
 
 
 def test_the_learning_curve_without_recording_statistics_compares_a_part_of_the_label_counts():
@@ -115,7 +124,7 @@ def test_what_a_comparison_keeps_are_its_fields(name):
 def test_no_config_file_builds_on_another_but_for_scratch_and_lists_of_variants():
     root = Path(__file__).parents[1]
     building = {path.stem for folder in ("configs", "experiments") for path in (root / folder).glob("*.py") if _builds_on_another(path)}
-    assert building == {"scratch", "mask_ratio", "mask_span", "pretraining_length", "unlabelled_data", "intensity_loss"}
+    assert building == {"scratch", "mask_ratio", "mask_span", "pretraining_length", "unlabelled_data", "intensity_loss", "transfer"}
 
 
 def _builds_on_another(path: Path) -> bool:

@@ -310,7 +310,7 @@ BAD = {
     ),
     "folds are no JSON": (lambda f: f.folds.write_text("{"), ["folds.json", "JSON"]),
     "folds are binary": (lambda f: f.folds.write_bytes(b"\xff\xfe\x00"), ["folds.json", "JSON"]),
-    "a fold is missing": (set_folds({"train": [], "valid": []}), ["folds.json", "train, valid and test"]),
+    "a fold is missing": (set_folds({"train": [], "test": []}), ["folds.json", "train, valid and test"]),
     "a fold is no list": (set_folds({**FOLDS, "valid": "rec_c"}), ["folds.json", "'valid'", "list"]),
     "ids are no text": (set_folds({**FOLDS, "valid": [3]}), ["folds.json", "'valid'", "list"]),
     "an id in two folds": (set_folds({**FOLDS, "test": ["rec_a"]}), ["folds.json", "'rec_a'", "train and test"]),

@@ -98,7 +98,7 @@ def test_one_arm_has_a_report_too(changed, undrawn):
 
 def test_the_command_line_shows_scores_and_differences(changed, undrawn, monkeypatch, capsys):
     out = changed(lambda table: None)
-    monkeypatch.setattr(report.sys, "argv", ["report", str(out)])
+    monkeypatch.setattr("sys.argv", ["report", str(out)])
     report.main()
     shown = capsys.readouterr().out
     assert shown.startswith("arm  ") and "pretrained less scratch: difference" in shown and f"Report: {out}" in shown
@@ -161,7 +161,7 @@ def test_the_illustration_is_drawn_where_there_is_one(changed):
 def test_a_folder_that_cannot_be_written_is_one_sentence(changed, monkeypatch, capsys):
     out = changed(lambda table: None)
     (out / "tables").write_text("")
-    monkeypatch.setattr(report.sys, "argv", ["report", str(out)])
+    monkeypatch.setattr("sys.argv", ["report", str(out)])
     with pytest.raises(SystemExit) as stop:
         report.main()
     assert stop.value.code == 2 and f"error: {out / 'tables'} cannot be read or written" in capsys.readouterr().err

@@ -25,7 +25,11 @@ def strict(path):
 def test_results_have_the_documented_form(run, request, demo_corpus):
     folder = request.getfixturevalue(run)
     table = strict((folder[0] if run == "comparison" else folder) / "results.json")
-    assert set(table) == {"runs", "config", "command", "version"} and table["version"] == __version__ and isinstance(table["config"], dict)
+    assert (
+        set(table) == {"runs", "config", "command", "version", "commit"}
+        and table["version"] == __version__
+        and isinstance(table["config"], dict)
+    )
     assert table["runs"]
     for row in table["runs"]:
         compared = {"variant", "folds", "budget"} | ({"predictions", "classes"} if row["arm"] != "constant" else set())

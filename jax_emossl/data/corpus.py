@@ -48,7 +48,8 @@ def build(
     """Aligns, cleans and writes a corpus in the form of `prepared.py`; returns its summary (see `account.describe`).
 
     The arguments are those of the command `prepare`, whose help says what each does; `folds` may also be 'cmu_mosei'. A corpus
-    whose features carry the metadata "synthetic": true is marked so in everything made on it. Raises UserError where an input is
+    whose features carry the metadata "synthetic": true is marked so in everything made on it. Without `labels` its recordings are cut into
+    pieces, to be pretrained on. Raises UserError where an input is
     damaged or contradictory, or the disk is full; `out` is then as it was before.
     """
     if as_tfds:
@@ -66,16 +67,16 @@ def build(
 class _Builder:
     """One pass over the recordings of the folds."""
 
-    def __init__(self, features: csd.Sequence, labels: csd.Sequence, words: csd.Sequence | None, label_names: list[str]):
+    def __init__(self, features: csd.Sequence, labels: csd.Sequence | None, words: csd.Sequence | None, label_names: list[str]):
         self.features, self.labels, self.words = features, labels, words
         self.account, self.statistics = Account(), {}
         self.hop: float | None = None
         for other in filter(None, (labels, words)):
             if not set(features.ids) & set(other.ids):
                 raise UserError(f"{features.path} and {other.path} have no recording id in common: check that they belong to one corpus.")
-        self.label_names = self._label_names(label_names)
+        self.label_names = self._label_names(label_names) if labels else []
         self.columns = [i for i, name in enumerate(self.label_names) if name != "sentiment"]
-        if not self.columns:
+        if labels and not self.columns:
             raise UserError(f"{labels.path} holds no emotion column: give labels with at least one.")
         self.usable, self.dimension = self._usable_recordings()
         self.feature_names = self._feature_names()
@@ -122,18 +123,17 @@ class _Builder:
     def build(self, members: dict[str, list[str]], out: Path, name: str, unlabelled: bool) -> dict:
         """Writes the folds and their description; returns the summary."""
         widths = {fold: len(self.columns) for fold in members}
-        if unlabelled:
+        if unlabelled and self.labels:
             widths = {"train": widths["train"], prepared.UNLABELLED: 0, **widths}
         places = [(fold, recording) for fold, ids in members.items() for recording in ids]
         with contextlib.ExitStack() as files:
             writers = {fold: files.enter_context(prepared.fold_writer(out / fold, self.dimension, n)) for fold, n in widths.items()}
             for fold, recording in tqdm(places, desc="preparing", unit="recording", leave=False, disable=None):
                 self._add(recording, writers[fold], writers.get(prepared.UNLABELLED) if fold == "train" else None)
-        for fold in members:
-            if not writers[fold].rows:
-                raise UserError(
-                    f"{self.labels.path} has no labelled segment with frames in fold '{fold}': check the ids in the folds file."
-                )
+        for fold, ids in members.items():
+            if not writers[fold].rows and (ids or fold != "test"):
+                what = "labelled segment with frames" if self.labels else "recording of a second or more"
+                raise UserError(f"{(self.labels or self.features).path} has no {what} in fold '{fold}': check the ids in the folds file.")
         folds = {fold: writer.summary() for fold, writer in writers.items()}
         train = [recording for recording in members["train"] if recording in self.statistics]
         corpus = prepared.Corpus(
@@ -154,14 +154,16 @@ class _Builder:
 
     def _add(self, recording: str, segments: prepared.FoldWriter, rest: prepared.FoldWriter | None) -> None:
         """Writes a recording's segments and, where wanted, its stretches outside them; notes its statistics."""
-        number = self.labels.shape(recording)[0] if recording in self.labels else 0
-        if not number:
+        number = self.labels.shape(recording)[0] if self.labels and recording in self.labels else 0
+        if self.labels and not number:
             self.account.add("fold recordings without labelled segments", recording)
         if recording not in self.usable:
             if recording not in self.features and number:
                 self.account.add("labelled recordings dropped: no features", recording)
             self.account.add("segments dropped: recording without usable features", recording, number)
             return
+        if not self.labels:
+            rest = segments  # all of it is a stretch without labels
         if not number and not rest:
             return
         labels, spans = self._read_labels(recording) if number else (np.zeros((0, 0)), np.zeros((0, 2)))
@@ -213,9 +215,9 @@ class _Builder:
 
     def _outside(self, members: dict[str, list[str]]) -> dict:
         """Labelled recordings that no fold names, and their segments."""
-        inside = set().union(*members.values())
-        outside = [recording for recording in self.labels.ids if recording not in inside]
-        segments = sum(self.labels.shape(recording)[0] for recording in outside)
+        inside, file = set().union(*members.values()), self.labels or self.features
+        outside = [recording for recording in file.ids if recording not in inside]
+        segments = sum(self.labels.shape(recording)[0] for recording in outside) if self.labels else 0
         return {"recordings": len(outside), "segments": segments, "examples": outside[:EXAMPLES]}
 
 

@@ -12,13 +12,19 @@ CMU_MOSEI = "cmu_mosei"  # in place of a file
 
 
 def read_folds(folds: str | Path) -> dict[str, list[str]]:
-    """Recording ids per fold, sorted; UserError where the file is not a JSON object of three lists, or an id is in two folds."""
+    """Recording ids per fold, sorted; UserError where the file is not a JSON object of lists, or an id is in two folds.
+
+    Without a test fold a corpus can be pretrained on.
+    """
     try:
         table = _standard_mosei_folds() if str(folds) == CMU_MOSEI else json.loads(Path(folds).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folds} cannot be read as a JSON file of folds ({' '.join(str(error).split())}).") from error
-    if not isinstance(table, dict) or set(table) != set(FOLDS):
-        raise UserError(f"{folds} must hold exactly the folds train, valid and test, each a list of recording ids.")
+    if not isinstance(table, dict) or not {"train", "valid"} <= set(table) <= set(FOLDS):
+        raise UserError(
+            f"{folds} must hold exactly the folds train, valid and test, each a list of recording ids (a pretraining needs no test)."
+        )
+    table = {fold: table.get(fold, []) for fold in FOLDS}
     owner: dict[str, str] = {}
     for fold in FOLDS:
         if not isinstance(table[fold], list) or not all(isinstance(id_, str) for id_ in table[fold]):

@@ -30,6 +30,7 @@ from jax_emossl.errors import UserError
 
 FORMAT = 1
 UNLABELLED = "train_unlabelled"
+_EMPTY_BYTES = 128  # of an array without elements, which cannot be mapped: its header alone
 _COLUMNS = ("recording", "index", "start", "end")
 
 
@@ -231,7 +232,7 @@ def _names(names: list) -> tuple[str, ...]:
 
 def _array(file: Path, mode: str | None = None) -> np.ndarray:
     with _damage(file):
-        array = np.load(file, mmap_mode=mode, allow_pickle=False)
+        array = np.load(file, mmap_mode=mode if file.stat().st_size > _EMPTY_BYTES else None, allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("it holds several arrays")
         return array

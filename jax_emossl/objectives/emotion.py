@@ -210,6 +210,8 @@ _SELECTION = {
 
 def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Intensity | Category:
     """The objective of `config.objective`, its classes those of the training fold; UserError where its head lacks `config.selection`."""
+    if not corpus.emotions:
+        raise UserError(f"{corpus.name} has no labels: it can be pretrained on, and nothing else.")
     labels = corpus.fold("train").labels
     head = config.head
     if head == "auto":

@@ -16,7 +16,7 @@ from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora
 from jax_emossl.data.indices import Selection
 from jax_emossl.errors import UserError, notice
-from jax_emossl.experiment import Experiment, build, check_held_out
+from jax_emossl.experiment import Experiment, build, check_held_out, require
 from jax_emossl.objectives.emotion import category_names
 from jax_emossl.study import Answer, Cell, Study, num_labels
 from jax_emossl.tasks import train
@@ -79,6 +79,7 @@ class _Plan:
         name, fields = variant
         config = configs.varied(whole, name, fields, data)
         experiment, rotation = build(configs.part(config, "finetune")), Path(data["folds"]).stem
+        require(experiment.corpus, config.compare.fold)
         pretraining = configs.part(config, "pretrain")
         folder = out / "pretrain" / name / (data["corpus"] if "+" in whole.data.corpus else "")
         source = config.compare.pretrain_on

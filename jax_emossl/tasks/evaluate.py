@@ -11,7 +11,7 @@ from jax_emossl.data import corpora
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
-from jax_emossl.experiment import Experiment, build, carry, check_held_out
+from jax_emossl.experiment import Experiment, build, carry, check_held_out, require
 from jax_emossl.loop import Fitted
 
 
@@ -24,6 +24,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     trained.init_from = ""
     trained.data.update(_replaced(config.data))
     corpus = corpora.load(corpora.split(trained.data)[0])
+    require(corpus, config.fold)
     carry(card, trained.data, corpus, source)
     experiment = build(trained, corpus)
     _check(card, experiment, source)

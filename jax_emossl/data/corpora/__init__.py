@@ -25,7 +25,7 @@ from jax_emossl.errors import UserError, notice
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Where a corpus lies: two `.csd` files, and a JSON file of folds or 'cmu_mosei'."""
+    """Where a corpus lies: two `.csd` files, and a JSON file of folds or 'cmu_mosei'; labels are "" where there are none."""
 
     features: str
     labels: str
@@ -86,20 +86,21 @@ def name(config: ml_collections.ConfigDict) -> str:
 def files(config: ml_collections.ConfigDict) -> Files:
     """The files that `config.data` names: the corpus's (UserError if unknown), each replaced by the config's where that is given."""
     given = {field: config[field] for field in ("features", "labels", "folds") if config[field]}
-    if len(given) == 3:
-        return Files(**given)
+    if not config.corpus or len(given) == 3:
+        return Files(**{"labels": "", **given})
     return dataclasses.replace(module(config.corpus).files(), **given)
 
 
 def missing(files: Files) -> list[str]:
     """Those of the files that are not there."""
     folds = [] if files.folds == "cmu_mosei" else [files.folds]
-    return [path for path in (files.features, files.labels, *folds) if not Path(path).is_file()]
+    labels = [files.labels] if files.labels else []
+    return [path for path in (files.features, *labels, *folds) if not Path(path).is_file()]
 
 
 def folder(config: ml_collections.ConfigDict, files: Files) -> Path:
     """Where the corpus of these files is prepared: another folder for whatever changes the result."""
-    sources = [files.features, files.labels, *([config.words] if config.words else [])]
+    sources = [path for path in (files.features, files.labels, config.words) if path]
     stamps = [(str(Path(p).absolute()), Path(p).stat().st_size, Path(p).stat().st_mtime_ns) for p in sources if Path(p).exists()]
     folds = read_folds(files.folds)
     key = json.dumps([prepared.FORMAT, name(config), stamps, bool(config.words), folds, _label_names(config)])

@@ -1,0 +1,204 @@
+"""Pretraining on several corpora, on one without labels or test fold, on other speech than is labelled; comparing several at once."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from jax_emossl import config as fields
+from jax_emossl import report, results, workdir
+from jax_emossl.card import Card
+from jax_emossl.comparison import Comparison
+from jax_emossl.data import corpora
+from jax_emossl.data.batches import Segments
+from jax_emossl.data.indices import Selection
+from jax_emossl.errors import UserError
+from jax_emossl.experiment import build
+
+CORPUS = '''
+"""Three seconds each of some people at 50 frames a second, in one of two moods or none."""
+import json
+
+import numpy as np
+
+from jax_emossl.data import csd
+from jax_emossl.data.corpora import Files, cache_dir
+
+NAME, NAMES, LEVEL, LABELS, FEATURES = {settings}
+
+
+def files():
+    folder = cache_dir() / NAME
+    labels = str(folder / "labels.csd") if LABELS else ""
+    return Files(str(folder / "features.csd"), labels, str(folder / "folds.json"), create=lambda: create(folder))
+
+
+def create(folder):
+    folder.mkdir(parents=True)
+    rng, times = np.random.default_rng(len(NAME)), np.arange(151) / 50
+    spans, labels = np.array([[0, 1], [1, 2], [2, 3]]), np.array([[3, 0], [0, 3], [0, 0]])
+    recordings = [(name, LEVEL + rng.normal(size=(150, 2)), np.column_stack([times[:-1], times[1:]])) for name in sum(NAMES.values(), [])]
+    csd.write(folder / "features.csd", "speech", recordings, {{"dimension names": FEATURES}})
+    if LABELS:
+        csd.write(folder / "labels.csd", "labels", [(name, labels, spans) for name, *_ in recordings], {{"dimension names": ["joy", "anger"]}})
+    (folder / "folds.json").write_text(json.dumps(NAMES))
+'''
+EAST = ("east", {"train": list("abcd"), "valid": list("ef"), "test": list("gh")}, 0.0, True, ["pitch", "loudness"])
+WEST = ("west", {"train": list("ABCD"), "valid": list("EF"), "test": list("GH")}, 9.0, True, ["pitch", "loudness"])
+TAPES = ("tapes", {"train": list("KLM"), "valid": list("N")}, 5.0, False, ["pitch", "loudness"])
+OTHER = ("other", {"train": list("OPQ"), "valid": list("R"), "test": list("S")}, 0.0, True, ["pitch", "shimmer"])
+AGAIN = ("again", {"train": ["g", "X"], "valid": ["Y"], "test": ["Z"]}, 0.0, True, ["pitch", "loudness"])
+
+
+@pytest.fixture(autouse=True)
+def named(tmp_path, monkeypatch):
+    """The corpora above by their names."""
+    for own in (EAST, WEST, TAPES, OTHER, AGAIN):
+        (tmp_path / f"{own[0]}.py").write_text(CORPUS.format(settings=repr(own)))
+    monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
+    monkeypatch.setenv("EMOSSL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def small(tiny_config):
+    """A tiny config of configs/<name>.py on corpora by name."""
+
+    def make(name, corpus, **more):
+        return tiny_config(name, {"data.prepared": "", "data.corpus": corpus, **more})
+
+    return make
+
+
+@pytest.fixture
+def pair(comparison_config):
+    """A tiny comparison of two corpora."""
+    config = comparison_config.copy_and_resolve_references()
+    config.data.update(prepared="", corpus="east+west")
+    config.compare.update({"arms": ("pretrained", "frozen", "random"), "label_counts": (6, 0), "strategies": ("linear",), "seeds": 2})
+    return config
+
+
+def run(config, folder):
+    fields.check(config)
+    workdir.enter(folder, config)
+    return importlib.import_module(f"jax_emossl.tasks.{config.task}").run(config, folder)
+
+
+def test_segments_of_several_corpora_are_each_normalised_toward_their_own_training_fold(small):
+    both = build(small("pretrain", "east+west")).segments("train")
+    parts = [build(small("pretrain", name)).segments("train") for name in ("east", "west")]
+    assert len(both) == 24 and both.recordings.tolist() == [r for part in parts for r in part.recordings]
+    expected = [part.steps(j) for part in parts for j in range(len(part))]
+    for i, steps in enumerate(expected):
+        np.testing.assert_array_equal(both.steps(i), steps)
+    assert abs(np.concatenate([both.steps(i) for i in range(24)]).mean()) < 0.1  # although one is 9 above the other
+    picked = both.take(np.array([20, 3]))
+    batch = picked.gather(Selection(np.array([0, 1]), np.zeros(2, int), np.ones(2, np.float32), 8))
+    np.testing.assert_array_equal(batch["features"][0, : picked.lengths[0]], parts[1].steps(8))
+    assert batch["recording"].tolist() == [8 + 2, 1]  # numbered on
+    assert Segments.joined(parts[:1]) is parts[0]
+
+
+def test_a_pretraining_on_several_corpora_has_seen_them_all(small, tmp_path):
+    rows = run(small("pretrain", "east+west"), tmp_path / "run")
+    assert {row["corpus"] for row in rows} == {"east+west"} and [row["num_labels"] for row in rows[1::2]] == [24, 24]
+    card = Card.load(tmp_path / "run")
+    assert (card.corpus, card.recordings, card.judges) == ("east+west", tuple("ABCDabcd"), tuple("EFef"))
+
+
+def test_a_corpus_without_labels_or_test_fold_is_pretrained_on_and_helps_another(small, tmp_path, capsys):
+    rows = run(small("pretrain", "tapes"), tmp_path / "run")
+    assert {row["fold"] for row in rows} == {"valid"}
+    with pytest.raises(UserError, match="tapes has no labels: it can be pretrained on, and nothing else"):
+        build(small("scratch", "tapes"))
+    capsys.readouterr()
+    experiment = build(small("finetune", "east", init_from=str(tmp_path / "run")))
+    assert "features are normalised toward the training fold of east; the encoder was pretrained on tapes" in capsys.readouterr().err
+    np.testing.assert_array_equal(experiment.frontend.train.mean, build(small("scratch", "east")).frontend.train.mean)
+    assert experiment.encoder is not None and experiment.card().recordings == tuple("KLMabcd")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "message"),
+    [
+        ("east+other", "east has the feature 'loudness' where the corpus other has 'shimmer'"),
+        ("east+nowhere", "'nowhere' is no known corpus"),
+        ("east+again", "east and again both have a recording 'g'"),
+    ],
+)
+def test_corpora_that_do_not_fit_are_refused(small, corpus, message):
+    with pytest.raises(UserError, match=message):
+        config = small("pretrain", corpus)
+        fields.check(config)
+        build(config)
+
+
+def test_labels_are_learned_of_one_corpus(small):
+    with pytest.raises(UserError, match="labels are learned of one corpus: name one, or run a comparison"):
+        build(small("scratch", "east+west"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compare.pretrain_on": "nowhere"}, "compare.pretrain_on is 'nowhere': 'nowhere' is neither own, others, a corpus"),
+        ({"data.corpus": "east", "compare.pretrain_on": "others"}, "compare.pretrain_on names others, but there is one corpus"),
+        ({"data.folds": "mine.json"}, "data.folds is given, but data.corpus is 'east.west': compare one corpus"),
+        ({"data.corpus": "tapes"}, "tapes has no labels"),
+        ({"compare.pretrain_on": "again"}, "A pretraining on again was trained on recording 'g', which these folds hold out"),
+    ],
+)
+def test_comparisons_that_cannot_be_made_are_refused_before_anything_is_trained(pair, changes, message, tmp_path):
+    pair.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        run(pair, tmp_path / "run")
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_two_corpora_are_compared_each_alone_and_both_together(pair, tmp_path):
+    rows = run(pair, tmp_path / "run")
+    assert {row["corpus"] for row in rows} == {"east", "west"} and len(rows) == 2 * (1 + 3 * 2 * 2)
+    for name, own in (("east", "abcd"), ("west", "ABCD")):
+        assert Card.load(tmp_path / "run" / "pretrain" / name).recordings == tuple(own)
+    both = Comparison(tmp_path / "run")
+    east, west = both.parts
+    value = both.estimate("", "frozen", 6, "uar").value
+    assert value == pytest.approx((east.estimate("", "frozen", 6, "uar").value + west.estimate("", "frozen", 6, "uar").value) / 2)
+    assert both.recordings == 4 and both.budget_name(0) == "all" and east.budget_name(0) == "all (12)"
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "What pretraining buys on east + west" in page and "within each corpus (every recording weighs the same)" in page
+    assert {f"tables/uar{end}.csv" for end in ("", "_east", "_west")} <= {
+        str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").glob("tables/*.csv")
+    }
+
+
+def test_sources_of_pretraining_are_variants_and_what_reads_none_is_answered_once(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda _: "")
+    sources = ("own", "others", "own+others")
+    pair.compare.update({"variants": tuple((name, (("compare.pretrain_on", name),)) for name in sources), "label_counts": (6,), "seeds": 1})
+    rows = run(pair, tmp_path / "run")
+    seen = {}
+    for config in (tmp_path / "run" / "pretrain").glob("*/*/config.json"):
+        seen[config.parent.parent.name, config.parent.name] = json.loads(config.read_text())["data"]["corpus"]
+    assert seen == {
+        ("own", "east"): "east",
+        ("own", "west"): "west",
+        ("own+others", "east"): "east+west",
+        ("own+others", "west"): "west+east",
+    }  # fmt: skip  for the others', each has the other's own already
+    for corpus in ("east", "west"):
+        own = {row["variant"]: row for row in rows if (row["arm"], row["corpus"]) == ("random", corpus)}
+        assert own.keys() == set(sources) and len({row["predictions"] for row in own.values()}) == 1
+        frozen = {row["variant"]: row["predictions"] for row in rows if (row["arm"], row["corpus"]) == ("frozen", corpus)}
+        assert len(set(frozen.values())) == 3
+
+
+def test_a_pretraining_that_is_there_can_be_compared(small, pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda _: "")
+    run(small("pretrain", "tapes"), tmp_path / "tapes")
+    before = (tmp_path / "tapes" / "results.json").read_bytes()
+    pair.data.corpus, pair.compare.pretrain_on = "east", str(tmp_path / "tapes")
+    rows = run(pair, tmp_path / "run")
+    assert {row["arm"] for row in rows} == {"constant", "pretrained", "frozen", "random"} and not (tmp_path / "run" / "pretrain").exists()
+    assert (tmp_path / "tapes" / "results.json").read_bytes() == before == (tmp_path / "tapes" / results.RESULTS_FILE).read_bytes()
