@@ -1,6 +1,7 @@
 """The arms of a comparison: ways to answer from N labels. Adding one over the mechanisms there are is one entry here.
 
-An arm reads what its `reads` name: an encoder that was `pretrained`, a `random` one that never was, or `functionals`.
+An arm reads what its `reads` name: an encoder that was `pretrained`, a `random` one that never was, `functionals`, or their principal
+components on all training segments, labelled or not (`pca`).
 A `tuned` arm trains that encoder and a head (`tuned.py`); a `linear` one reads fixed vectors out (`linear.py`).
 """
 
@@ -42,6 +43,7 @@ ARMS: dict[str, Arm] = {
         Arm("scratch", "tuned", ("random",), _style("#D55E00", "s", "--"), baseline=True),
         Arm("random", "linear", ("random",), _style("#999999", "x", "--")),
         Arm("functionals", "linear", ("functionals",), _style("#009E73", "^", "-."), baseline=True),
+        Arm("pca", "linear", ("pca",), _style("#E69F00", "<", ":"), baseline=True),
         Arm("constant", "constant", (), _style("#555555", "", ":")),
     )
 }

@@ -12,7 +12,7 @@ from jax_emossl import results, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import UNSEEN
-from jax_emossl.significance import Estimate, Metric, Pool, Runs, Scored
+from jax_emossl.significance import Curve, Estimate, Metric, Pool, Runs, Scored
 
 _MOST_UNSEEN = 1000  # classes that training does not know; labels never have as many
 
@@ -134,6 +134,16 @@ class Comparison:
         """None where the arms do not (yet) have the same rotations and seeds."""
         one, two = (self.runs(variant, name, budget, metric) for name in (arm, other))
         return one.difference(two) if (one.rotations, one.seeds) == (two.rotations, two.seeds) else None
+
+    def overall(self, variant: str, arm: str, other: str, metric: str) -> Estimate | None:
+        """One arm less another in the mean over their label counts, on a logarithmic scale; None until they have the same runs."""
+        budgets = self.budgets(variant, arm, other)
+        labels = [self.labels(budget) for budget in budgets]
+        try:
+            one, two = (Curve([self.runs(variant, name, budget, metric) for budget in budgets], labels) for name in (arm, other))
+            return one.difference(two)
+        except ValueError:  # some are not there yet
+            return None
 
     def constant(self, metric: str) -> float | None:
         """What the best constant reaches, mean over rotations; of several corpora, over recordings."""

@@ -76,8 +76,11 @@ class Optimizer:
 
     def apply(self, gradients: Any, opt_state: Any, params: dict, rates: Rates, step: Int[Array, ""]) -> tuple[dict, Any]:
         """Parameters and optimiser state after one step."""
-        direction, opt_state = self.transformation().update(gradients, opt_state, params)
         encoder_rate, rate = self.step_sizes(rates, step)
+        if "encoder" in gradients:  # frozen, it does not count in the norm either
+            frozen = jax.tree.map(lambda g: jnp.where(encoder_rate > 0, g, 0), gradients["encoder"])
+            gradients = {**gradients, "encoder": frozen}
+        direction, opt_state = self.transformation().update(gradients, opt_state, params)
         updates = {
             name: jax.tree.map(lambda d, r=encoder_rate if name == "encoder" else rate: -r * d, subtree)
             for name, subtree in direction.items()

@@ -48,7 +48,7 @@ def summarised(c: Comparison) -> dict:
         tables[metric] = {"constant": c.constant(metric), "rows": []}
         for budget in c.budgets(variant):
             have = {arm: c.estimate(variant, arm, budget, metric) for arm in arms if budget in c.budgets(variant, arm)}
-            row = {"labels": c.budget_name(budget), "arms": {arm: round(own.value, 4) for arm, own in have.items()}}
+            row = {"labels": c.budget_name(budget), "arms": {arm: round(own.value, 6) for arm, own in have.items()}}
             gain = c.difference(variant, "pretrained", "scratch", budget, metric) if {"pretrained", "scratch"} <= have.keys() else None
             tables[metric]["rows"].append(row | {"pretrained less scratch": gain and _numbers(gain)})
     about = {name: getattr(c, name) for name in ("corpus", "fold", "seeds", "recordings", "command", "version", "commit")}
@@ -57,7 +57,7 @@ def summarised(c: Comparison) -> dict:
 
 def _numbers(estimate: Estimate) -> list[float | None]:
     return [
-        round(number, 4) if number is not None and number == number else None for number in (estimate.value, estimate.low, estimate.high)
+        round(number, 6) if number is not None and number == number else None for number in (estimate.value, estimate.low, estimate.high)
     ]
 
 

@@ -94,9 +94,11 @@ def scores(c: Comparison, variant: str, metric: str) -> pd.DataFrame:
 
 
 def differences(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:
-    """One arm less another: label counts by metrics."""
+    """One arm less another: label counts by metrics, and their mean; p-values of the counts are corrected for their number."""
     budgets = c.budgets(variant, arm, other)
-    rows = [[c.budget_name(b), *(_cell(c.difference(variant, arm, other, b, metric), "+.3f") for metric in c.headline)] for b in budgets]
+    columns = [significance.holm([c.difference(variant, arm, other, b, metric) for b in budgets]) for metric in c.headline]
+    rows = [[c.budget_name(b), *(_cell(own[i], "+.3f") for own in columns)] for i, b in enumerate(budgets)]
+    rows.insert(0, ["mean", *(_cell(c.overall(variant, arm, other, metric), "+.3f") for metric in c.headline)])
     return pd.DataFrame(rows, columns=["labels", *(FULL_NAMES[metric] for metric in c.headline)])
 
 

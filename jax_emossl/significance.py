@@ -199,6 +199,41 @@ class Pool(_Estimated):
         return sum(size * value for size, value in zip(self._sizes, values, strict=True)) / self.total
 
 
+class Curve(_Estimated):
+    """One arm over several label counts of the same recordings and seeds: the mean of its metric along their logarithm."""
+
+    def __init__(self, points: Sequence[Runs | Pool], labels: Sequence[float]):
+        first, self.points = points[0], points
+        for name in ("rotations", "seeds", "recordings", "total", "corpora", "testable"):
+            setattr(self, name, getattr(first, name))
+        if any((point.seeds, point.recordings) != (first.seeds, first.recordings) for point in points):
+            raise ValueError("the points of a curve must have the same seeds and recordings")
+        steps = np.diff(np.log(labels)) if len(labels) > 1 else np.ones(1)
+        weights = (np.append(steps, 0) + np.append(0, steps)) if len(labels) > 1 else steps  # of the trapezium rule
+        self._weights = weights / weights.sum()
+        self.value = self._mean([point.value for point in points])
+
+    @functools.cached_property
+    def replicates(self) -> Float[np.ndarray, "n"]:
+        return self._mean([point.replicates for point in self.points])
+
+    def exchanged(self, other: Self, kept: Float[np.ndarray, "n total"]) -> Float[np.ndarray, "n"]:
+        return self._mean([point.exchanged(its, kept) for point, its in zip(self.points, other.points, strict=True)])
+
+    def _mean(self, values: Sequence) -> Any:
+        return sum(weight * value for weight, value in zip(self._weights, values, strict=True))
+
+
+def holm(estimates: Sequence[Estimate | None]) -> list[Estimate | None]:
+    """The same with p-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6)."""
+    tested = [i for i, own in enumerate(estimates) if own is not None and own.p is not None]
+    corrected, largest = list(estimates), 0.0
+    for rank, i in enumerate(sorted(tested, key=lambda i: estimates[i].p)):
+        largest = max(largest, min(1.0, (len(tested) - rank) * estimates[i].p))
+        corrected[i] = dataclasses.replace(estimates[i], p=largest)
+    return corrected
+
+
 def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1) -> tuple[float, float]:
     """95 % interval from bootstrap replicates: percentiles, expanded for few recordings (Hesterberg 2015, The American Statistician 69).
 

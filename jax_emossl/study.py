@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
+from sklearn.decomposition import PCA
 
 from jax_emossl import representation, standards
 from jax_emossl.config import part, stretched
@@ -16,6 +17,8 @@ from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
 from jax_emossl.objectives import Params
 from jax_emossl.predict import Resident
+
+_COMPONENTS = 64
 
 
 class Cell(NamedTuple):
@@ -102,6 +105,11 @@ class Study:
         key = source, seed if source == "random" else 0
         if key not in self.known:
             experiment = self.training(seed, source)
+            if source == "pca":  # what unlabelled speech gives without a pretext task
+                functional = self.vectors("functionals", seed)
+                components = PCA(min(_COMPONENTS, *functional["train"].shape), whiten=True, random_state=0).fit(functional["train"])
+                self.known[key] = {fold: components.transform(own) for fold, own in functional.items()}
+                return self.known[key]
             if source == "functionals":
                 made = {fold: functionals.of_fold(experiment.corpus, fold, experiment.frontend) for fold in self.segments}
             else:

@@ -103,3 +103,14 @@ def test_a_pretraining_has_no_strategy_and_trains_everything():
 def test_settings_are_those_of_the_config():
     settings = dataclasses.asdict(OPTIMIZER) | {"learning_rate": 0.1, "batch_size": 8}
     assert Optimizer.make(ml_collections.ConfigDict(settings)) == OPTIMIZER
+
+
+def test_a_frozen_encoder_does_not_count_in_the_norm_that_is_clipped():
+    """The head moves as it would beside an encoder without a gradient."""
+
+    def gradients(step, factor):
+        own = params(step + 1)
+        return {**own, "encoder": jax.tree.map(lambda x: factor * x, own["encoder"])}
+
+    loud, quiet = (train(rates("probe"), 5, gradients=lambda step, f=factor: gradients(step, f)) for factor in (1e3, 0.0))
+    assert_equal(loud["head"], quiet["head"])

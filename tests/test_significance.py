@@ -3,7 +3,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from jax_emossl import metrics, significance
-from jax_emossl.significance import Runs, Scored, category_metrics, intensity_metrics, interval
+from jax_emossl.significance import Curve, Runs, Scored, category_metrics, intensity_metrics, interval
 
 CLASSES = ("neutral", "happy", "sad")
 EMOTIONS = ("happy", "sad")
@@ -143,3 +143,40 @@ def test_the_interval_is_expanded_for_few_recordings_and_undefined_for_one():
     assert (low, high) == pytest.approx((-1.96, 1.96), abs=0.03)
     assert interval(normal, 9)[1] == pytest.approx(2.306 * np.sqrt(9 / 8), abs=0.06)  # t(0.975, 8)
     assert np.isnan(interval(normal, 1)).all()
+
+
+def two_arms(rng, counts=(30, 300), name="r"):
+    """Per label count the accuracies of a better and a worse arm, over six recordings and two seeds."""
+    metric = category_metrics(CLASSES)["accuracy"]
+    made = []
+    for skill in (1.5, 0.8):
+        made.append([Runs({("", s): category_run(rng, 6, skill=skill + n / 300, name=name) for s in (0, 1)}, metric) for n in counts])
+    return made
+
+
+def test_a_curve_is_the_mean_along_the_logarithm_of_the_label_counts():
+    (good, bad) = two_arms(np.random.default_rng(8), (10, 100, 1000))
+    one, two = (Curve(runs, (10, 100, 1000)) for runs in (good, bad))
+    gains = [a.value - b.value for a, b in zip(good, bad, strict=True)]
+    made = one.difference(two)
+    assert made.value == pytest.approx(np.average(gains, weights=[1, 2, 1])) and made.low < made.value < made.high and 0 < made.p < 0.05
+    assert Curve(good[:1], (10,)).difference(Curve(bad[:1], (10,))) == good[0].difference(bad[0])
+    replicates = np.average([a.replicates for a in good], axis=0, weights=[1, 2, 1])
+    np.testing.assert_allclose(one.replicates, replicates)  # the same draws of recordings at every label count
+
+
+def test_of_several_corpora_every_recording_weighs_the_same_and_is_drawn_within_its_own():
+    rng, metric = np.random.default_rng(9), category_metrics(CLASSES)["accuracy"]
+    parts = [Runs({("", 0): category_run(rng, n, name=name)}, metric, i) for i, (name, n) in enumerate((("a", 4), ("b", 12)))]
+    pool = significance.Pool(parts)
+    assert pool.value == pytest.approx((4 * parts[0].value + 12 * parts[1].value) / 16) and pool.total == 16
+    np.testing.assert_allclose(pool.replicates, (4 * parts[0].replicates + 12 * parts[1].replicates) / 16)
+    assert abs(np.corrcoef(parts[0].replicates, parts[1].replicates)[0, 1]) < 0.1  # independent draws
+    assert significance.Pool(parts[:1]).estimate() == parts[0].estimate()
+    other = significance.Pool([Runs({("", 0): category_run(rng, n, name=name)}, metric) for name, n in (("a", 4), ("b", 12))])
+    assert 0 < pool.difference(other).p <= 1
+
+
+def test_p_values_are_corrected_by_holms_steps():
+    given = [significance.Estimate(0, 0, 0, p) for p in (0.01, 0.04, 0.03, None, 0.5)]
+    assert [own.p for own in significance.holm([*given, None])[:5]] == pytest.approx([0.04, 0.09, 0.09, None, 0.5])
