@@ -34,10 +34,10 @@ class Comparison:
       UserError: the results are those of another task, not comparable or none yet, or predictions are missing or damaged.
     """
 
-    def __init__(self, out: Path, corpus: str = ""):
+    def __init__(self, out: Path, corpus: str | None = None):
         self.out, self.file = out, out / results.RESULTS_FILE
         table = results.read(self.file)
-        cells = [row for row in table["runs"] if "budget" in row and corpus in ("", row["corpus"])]
+        cells = [row for row in table["runs"] if "budget" in row and corpus in (None, row["corpus"])]
         if not cells:
             raise UserError(
                 f"{out} holds no comparison: give the workdir of a run of experiments/label_fraction.py or configs/quickstart.py."
@@ -58,6 +58,9 @@ class Comparison:
         self.corpus = " + ".join(marked)
         self.fold = {"valid": "validation"}.get(first["fold"], first["fold"])
         self.transductive = _prior(self.file, table["config"]) < math.inf
+        self.judge = (
+            "the validation fold" if first["selection"]["fold"] == "valid" else "a quarter of the labels, of recordings of their own"
+        )
         self.category = "uar" in first["metrics"]
         self.classes = tuple(first["classes"])
         self.headline = ["uar", "f1_macro", "accuracy"] if self.category else ["auroc", "mae", "accuracy4"]
@@ -72,9 +75,8 @@ class Comparison:
             for stream, part in enumerate(self.parts):
                 part._stream = stream
                 if part.category != self.category:
-                    raise UserError(
-                        f"{self.file}: {names[0]} is told in {'categories' if self.category else 'intensities'}, {part.corpus} is not: set finetune.objective.head."
-                    )
+                    kinds = [f"{own.corpus} in {'categories' if own.category else 'intensities'}" for own in self.parts]
+                    raise UserError(f"{self.file} answers {' and '.join(kinds)}: choose one finetune.objective.head for all.")
             return
         self._scored = self._load()
         self.recordings = [self._tested_once(variant) for variant in self.variants][0]

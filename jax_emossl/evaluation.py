@@ -39,12 +39,12 @@ def summary(experiment: Experiment, made: list[dict], valid: Segments) -> str:
     return f"{context(experiment, valid)}\n{results.table(made)}"
 
 
-def context(experiment: Experiment, valid: Segments) -> str:
-    """Corpus, validation fold and normalisation, in words."""
+def context(experiment: Experiment, valid: Segments | None) -> str:
+    """Corpus, validation fold (None where a part of the labels validates) and normalisation, in words."""
     synthetic = " (SYNTHETIC)" if experiment.synthetic else ""
     prior = experiment.frontend.prior
     own = f"\nFeatures and pooled statistics are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
-    return (
-        f"Corpus {experiment.name}{synthetic}. Steps and thresholds are chosen on the validation fold: "
-        f"{len(valid)} segments of {len(set(valid.recordings))} recordings.{'' if prior == float('inf') else own}"
-    )
+    judge = "a quarter of the labels"
+    if valid is not None:
+        judge = f"the validation fold: {len(valid)} segments of {len(set(valid.recordings))} recordings"
+    return f"Corpus {experiment.name}{synthetic}. Steps and thresholds are chosen on {judge}.{'' if prior == float('inf') else own}"

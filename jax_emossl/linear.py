@@ -31,19 +31,19 @@ def answer(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
 
     Cells that differ in nothing that matters (all labels, say) are read out once.
     """
-    key = (reads, np.sort(study.positions(cell)).tobytes(), cell.seed if "random" in reads else None)
+    drawn = "random" in reads or study.config.compare.validation == "budget"
+    key = (reads, np.sort(study.positions(cell)).tobytes(), cell.seed if drawn else None)
     if key not in study.read:
         study.read[key] = _averaged(study, cell, reads)
     return study.read[key]
 
 
 def _averaged(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
-    objective, valid, made = study.experiment.objective, study.segments["valid"], []
-    x, chosen = study.side_by_side(reads, cell.seed), study.positions(cell)
-    train = x["train"][chosen], study.segments["train"].labels[chosen]
+    objective, (train, valid), made = study.experiment.objective, study.split(cell), []
+    x = study.side_by_side(reads, cell.seed)
     for strength in _STRENGTHS:
-        read = read_out(objective, *train, strength)
-        on_valid = read(x["valid"])
+        read = read_out(objective, study.of(train, x), train.labels, strength)
+        on_valid = read(study.of(valid, x))
         value, calibration, _ = assess(objective, {"scores": on_valid}, valid.labels)
         details = {"strategy": "linear", "regularisation": strength}
         made.append(Answer(read(x[study.config.compare.fold]), on_valid, None, value, calibration, details))

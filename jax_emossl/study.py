@@ -93,6 +93,19 @@ class Study:
         labels = self.segments["train"].labels
         return label_budget.choose(labels, num_labels(cell.budget, len(labels)), cell.seed)
 
+    def split(self, cell: Cell) -> tuple[Segments, Segments]:
+        """The cell's labelled segments to learn from and to choose by: those of the validation fold or, by `compare.validation`, of its budget."""
+        own = self.segments["train"].take(self.positions(cell))
+        if self.config.compare.validation == "fold":
+            return own, self.segments["valid"]
+        held_out = label_budget.held_out(own.recordings, cell.seed)
+        return own.take(np.flatnonzero(~held_out)), own.take(np.flatnonzero(held_out))
+
+    def of(self, part: Segments, vectors: dict[str, Float[np.ndarray, "s p"]]) -> Float[np.ndarray, "n p"]:
+        """The vectors of some segments of a fold."""
+        (own,) = [made for fold, made in vectors.items() if self.segments[fold].whole is part.whole]
+        return own[part.positions]
+
     def training(self, seed: int, source: str, labels: int = 0, **settings) -> Experiment:
         """A fine-tuning on so many labels from the encoder of a source, `pretrained` or `random`, with these settings of `config.train`."""
         config = part(self.config, "finetune", seed=seed)

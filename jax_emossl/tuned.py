@@ -61,9 +61,8 @@ def _grid(study: Study, cell: Cell) -> list[Experiment]:
 
 def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str) -> list[Fitted]:
     """How the trainings of all grids, one after another, ended."""
-    background, valid = study.segments["train"], study.segments["valid"]
-    own = [background.take(study.positions(cell)) for cell in cells]
-    members = [training.member(part, valid, background) for part, grid in zip(own, grids, strict=True) for training in grid]
+    own = [study.split(cell) for cell in cells]
+    members = [training.member(*parts, study.segments["train"]) for parts, grid in zip(own, grids, strict=True) for training in grid]
     if not members:
         return []
     objective, config = study.experiment.objective, grids[0][0].config
@@ -77,13 +76,13 @@ def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]],
 
 def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Trained]]) -> Iterator[Answer]:
     """Per cell, what its trainings say, averaged where validation cannot tell them apart, and where asked for the linear read-out too."""
-    objective, valid, sizes = study.experiment.objective, study.segments["valid"], study.experiment.sizes
-    variables = [own.variables for grid in trained for _, own in grid if own.variables]
-    said = {}
-    for name, part in (("valid", valid), ("reported", study.reported)):
-        parts = [part] * len(variables)
-        said[name] = iter(predict(objective, variables, parts, *sizes, resident=study.resident) if variables else ())
-    for cell, grid in zip(cells, trained, strict=True):
+    objective, sizes = study.experiment.objective, study.experiment.sizes
+    judges = [study.split(cell)[1] for cell in cells]
+    asked = [(own.variables, valid) for valid, grid in zip(judges, trained, strict=True) for _, own in grid if own.variables]
+    variables, said = [own for own, _ in asked], {}
+    for name, parts in (("valid", [valid for _, valid in asked]), ("reported", [study.reported] * len(asked))):
+        said[name] = iter(predict(objective, variables, parts, *sizes, resident=study.resident) if asked else ())
+    for cell, valid, grid in zip(cells, judges, trained, strict=True):
         made = [linear.answer(study, cell, ARMS[cell.arm].reads)] if "linear" in study.config.compare.strategies else []
         for training, own in ((training, own) for training, own in grid if own.variables):
             details = {"strategy": training.config.train.strategy, "learning_rate": training.config.train.learning_rate}

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import re
 
@@ -250,3 +251,22 @@ def test_the_pretraining_of_a_comparison_is_a_run_of_its_own(comparison):
     assert [row["arm"] for row in table["runs"]] == ["pretrain", "constant"] * 2
     assert np.isfinite([row["metrics"]["loss"] for row in table["runs"]]).all()
     assert json.loads((folder / "pretrain" / "config.json").read_text())["objective"]["name"] == "masked_timesteps"
+
+
+def test_a_budget_may_hold_its_own_validation(comparison_config, comparison, pretrained_there, no_report, monkeypatch, demo_corpus):
+    """The validation fold's labels are then not looked at: with others, every row is the same."""
+    monkeypatch.setattr(compare.workdir, "enter", lambda *_: None)
+    config = comparison_config.copy_and_resolve_references()
+    config.compare.update({"validation": "budget", "arms": ("frozen", "scratch"), "label_counts": (0,), "seeds": 2})
+    rows = compare.run(config, pretrained_there)
+    assert {row["selection"]["fold"] for row in rows if row["arm"] != "constant"} == {"train"}
+    assert {row["num_labels"] for row in rows} == {36}
+    (pretrained_there / results.RESULTS_FILE).unlink()
+    valid = demo_corpus.folds["valid"]
+    other = dataclasses.replace(valid, labels=valid.labels[::-1].copy())
+    changed = dataclasses.replace(demo_corpus, folds={**demo_corpus.folds, "valid": other})
+    monkeypatch.setattr(corpora, "load", lambda _: changed)
+    assert [row["metrics"] for row in compare.run(config, pretrained_there)] == [row["metrics"] for row in rows]
+    assert [row["metrics"] for row in comparison[1] if row["arm"] == "frozen" and row["budget"] == 0] != [
+        row["metrics"] for row in rows if row["arm"] == "frozen"
+    ]

@@ -68,7 +68,7 @@ def test_pretraining_and_fine_tuning_share_the_backbone_and_the_frontend():
 
 
 def test_all_comparisons_have_the_same_fields():
-    assert len(COMPARISONS) == 10
+    assert len(COMPARISONS) == 11
     assert len({tuple(sorted(fields.flat(get(name)))) for name in COMPARISONS}) == 1
 
 
@@ -99,7 +99,9 @@ def test_the_paper_masks_single_timesteps_and_regresses_intensities(corpus):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_searches_never_see_the_test_fold(name):
-    assert get(name).compare.fold == ("test" if name.split(".")[1] in ("label_fraction", "intensity_loss", "transfer") else "valid")
+    assert get(name).compare.fold == (
+        "test" if name.split(".")[1] in ("label_fraction", "intensity_loss", "transfer", "validation") else "valid"
+    )
 
 
 def test_the_learning_curve_without_recording_statistics_compares_a_part_of_the_label_counts():
@@ -124,7 +126,16 @@ def test_what_a_comparison_keeps_are_its_fields(name):
 def test_no_config_file_builds_on_another_but_for_scratch_and_lists_of_variants():
     root = Path(__file__).parents[1]
     building = {path.stem for folder in ("configs", "experiments") for path in (root / folder).glob("*.py") if _builds_on_another(path)}
-    assert building == {"scratch", "mask_ratio", "mask_span", "pretraining_length", "unlabelled_data", "intensity_loss", "transfer"}
+    assert building == {
+        "scratch",
+        "mask_ratio",
+        "mask_span",
+        "pretraining_length",
+        "unlabelled_data",
+        "intensity_loss",
+        "transfer",
+        "validation",
+    }
 
 
 def _builds_on_another(path: Path) -> bool:

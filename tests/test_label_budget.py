@@ -70,3 +70,20 @@ def test_zero_means_all_and_the_whole_fold_can_be_asked_for():
 def test_more_labels_than_the_fold_has_are_refused(budget):
     with pytest.raises(UserError, match=f"num_labels is {budget}, but the training fold has 300 labelled segments: give 0"):
         label_budget.choose(one_emotion_each(0), budget, 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), size=st.integers(8, 200), speakers=st.integers(2, 12))
+def test_what_validates_within_a_budget_is_of_recordings_of_its_own(seed, size, speakers):
+    recordings = np.random.default_rng(seed).choice([f"r{i}" for i in range(speakers)], size)
+    recordings[:2] = "r0", "r1"
+    taken = label_budget.held_out(recordings, seed)
+    assert not set(recordings[taken]) & set(recordings[~taken]) and taken.any() and not taken.all()
+    largest = max(np.mean(recordings == name) for name in set(recordings))
+    assert taken.mean() < 0.25 + largest
+    np.testing.assert_array_equal(taken, label_budget.held_out(recordings, seed))
+
+
+def test_labels_of_one_recording_cannot_validate_themselves():
+    with pytest.raises(UserError, match="compare.validation is budget, but the 3 labels are of one recording"):
+        label_budget.held_out(["a", "a", "a"], 0)

@@ -60,12 +60,22 @@ class Study:
         self.segments = {fold: types.SimpleNamespace(labels=labels, recordings=recordings) for fold, (_, labels) in self.made.items()}
         self.read = {}
         self.experiment = types.SimpleNamespace(objective=make("intensity"))  # the quicker
-        self.config = types.SimpleNamespace(compare=types.SimpleNamespace(fold="test"))
+        self.config = types.SimpleNamespace(compare=types.SimpleNamespace(fold="test", validation="fold"))
         self.asked = []
 
     def positions(self, cell):
         rng = np.random.default_rng(cell.seed)
         return rng.permutation(60)[: int(cell.budget) or 60]
+
+    def split(self, cell):
+        return self._part("train", self.positions(cell)), self._part("valid", np.arange(60))
+
+    def _part(self, fold, positions):
+        own = self.segments[fold]
+        return types.SimpleNamespace(fold=fold, positions=positions, labels=own.labels[positions], recordings=own.recordings[positions])
+
+    def of(self, part, vectors):
+        return vectors[part.fold][part.positions]
 
     def side_by_side(self, reads, seed):
         self.asked.append((reads, seed))

@@ -1,9 +1,13 @@
 """Which segments get a label when only N labels are affordable."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jax_emossl.errors import UserError
+
+_VALIDATES = 0.25  # of a budget, where it holds its own validation
 
 
 def choose(labels: Float[np.ndarray, "s e"], num_labels: int, seed: int) -> Int[np.ndarray, "n"]:
@@ -39,3 +43,17 @@ def choose(labels: Float[np.ndarray, "s e"], num_labels: int, seed: int) -> Int[
         counts += member[segment]
         chosen.append(segment)
     return np.array(chosen)
+
+
+def held_out(recordings: Sequence[str], seed: int) -> Bool[np.ndarray, "n"]:
+    """Which of a budget's segments validate: those of random recordings that hold a quarter of them, or the fewest above; UserError with one."""
+    names = sorted(set(recordings))
+    if len(names) < 2:
+        raise UserError(
+            f"compare.validation is budget, but the {len(recordings)} labels are of one recording: raise compare.label_counts, or give fold."
+        )
+    drawn, taken = np.random.default_rng((seed, 1)).permutation(names), np.zeros(len(recordings), bool)
+    for name in drawn[:-1]:
+        if taken.sum() < _VALIDATES * len(recordings):
+            taken |= np.asarray(recordings) == name
+    return taken

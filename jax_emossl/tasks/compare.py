@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
                     results.write(file, rows, config)
                     bar.update(len(answered))
                     preemption.stop_if_requested()
-    print("\n".join(dict.fromkeys(evaluation.context(p.unpretrained, p.unpretrained.segments("valid")) for p in plans)))
+    print("\n".join(dict.fromkeys(plan.context() for plan in plans)))
     print(report.write(out))
     return rows
 
@@ -115,6 +115,11 @@ class _Plan:
     def words(self) -> str:
         return " ".join(filter(None, (self.variant, self.config.data.corpus, self.rotation)))
 
+    def context(self) -> str:
+        """What a reader must know to judge its rows."""
+        whole = self.config.compare.validation == "fold"
+        return evaluation.context(self.unpretrained, self.unpretrained.segments("valid") if whole else None)
+
     def _own(self, row: dict, variant: str) -> bool:
         """Whether a row is one of `variant` on this corpus and rotation."""
         return (row.get("variant"), row["corpus"], row.get("folds")) == (variant, self.unpretrained.name, self.rotation)
@@ -154,7 +159,8 @@ class _Plan:
                 results.row(experiment.name, experiment.synthetic, cell.arm, len(train_labels), cell.seed, fold, None, None, made) | place
             )
         made = objective.evaluate({"scores": answer.scores}, labels, answer.calibration)
-        selection = {"fold": "valid", "metric": objective.selection, "value": float(answer.value), **answer.details}
+        judge = "valid" if self.config.compare.validation == "fold" else "train"
+        selection = {"fold": judge, "metric": objective.selection, "value": float(answer.value), **answer.details}
         kept = results.keep_predictions(
             self.out, self.place / f"{cell.arm}-{cell.budget:g}-{cell.seed}",
             **objective.decode(answer.scores, answer.calibration), target=objective.target(labels), recordings=study.reported.recordings,
