@@ -76,7 +76,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     finetune.train = train = ml_collections.ConfigDict()
     train.probe_steps = 60  # probe-then-full: steps before the encoder is trained, too
     train.steps = 60
-    train.epochs = 12.0  # passes over the labels, at least: more labels stretch the training and all its steps; 0 = never
+    train.epochs = 8.0  # passes over the labels, at least: more labels stretch the training and all its steps; 0 = never
     train.batch_size = 32  # segments, over all devices
     train.crop = 2.56  # s; longest piece of a segment, at a random place; 0 = whole segments
     train.dropout = 0.1  # in the encoder

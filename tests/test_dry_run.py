@@ -51,14 +51,14 @@ def test_variants_and_rotations_count(described, demo_files):
     assert "trains 4 x pretraining of 600 steps of 64 x 3.84 s" in lines
     # (2 arms x 3 counts x 5 seeds x 4 rates + 2 arms x 1 count x 3 seeds x 4 rates) x 2; linear read-outs are no trainings
     assert "trains 288 x fine-tuning of 60 steps of 32 x a whole segment" in lines
-    assert "trains 80 x fine-tuning of 750 steps of 32 x a whole segment" in lines  # all of 2000 labels, in 12 epochs
+    assert "trains 80 x fine-tuning of 500 steps of 32 x a whole segment" in lines  # all of 2000 labels, in 8 epochs
 
 
 def test_without_an_arm_that_reads_it_nothing_is_pretrained(described):
     lines = described("configs.quickstart", {"compare.arms": ("scratch", "functionals")})
     assert [line for line in lines if line.startswith("trains")] == [
         "trains 8 x fine-tuning of 120 steps of 32 x a whole segment",
-        "trains 4 x fine-tuning of 750 steps of 32 x a whole segment",
+        "trains 4 x fine-tuning of 500 steps of 32 x a whole segment",
     ]
 
 
