@@ -91,6 +91,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     compare.seeds = 2  # each with its own labels, initial head and batches
     compare.learning_rates = (1e-3, 3e-3)  # the same grid for every trained arm, chosen on validation
     compare.strategies = ("full",)  # likewise: linear (read-out of the encoder as it is) | full | probe-then-full
+    compare.pretrainings = 1  # encoders, each with its own seed; seeds take turns with them, and intervals resample them
     compare.validation = "fold"  # fold: all its labels choose steps and weigh settings | budget: about a quarter of the N labels do
     compare.pretrain_on = "own"  # own (the corpus) | others (compared beside it) | corpora, joined by +; or the workdir of a pretraining
     compare.fold = "test"  # the fold that is reported: valid | test

@@ -67,6 +67,7 @@ class Comparison:
         self.variants = list(dict.fromkeys(row["variant"] for row in self.rows))
         self.rotations = list(dict.fromkeys(row["folds"] for row in self.rows))
         self.seeds = sorted({row["seed"] for row in self.rows})
+        self.pretrainings = len({row.get("pretraining", 0) for row in self.rows})
         self.runs = functools.cache(self._runs)
         self.parts = [self] if len(names) == 1 else [Comparison(out, name) for name in names]
         self._stream = 0
@@ -173,9 +174,8 @@ class Comparison:
         seeds = set.intersection(*({r["seed"] for r in own if r["folds"] == rotation} for rotation in {r["folds"] for r in own}))
         if not seeds:
             raise UserError(f"{self.file}: the rotations of {arm} with {budget:g} labels have no seed in common: run its command again.")
-        return Runs(
-            {(r["folds"], r["seed"]): self._scored[r["predictions"]] for r in own if r["seed"] in seeds}, self.metrics[metric], self._stream
-        )
+        scored = {(r["folds"], r["seed"]): self._scored[r["predictions"]] for r in own if r["seed"] in seeds}
+        return Runs(scored, self.metrics[metric], self._stream, {r["seed"]: r.get("pretraining", 0) for r in own})
 
     def _load(self) -> dict[str, Scored]:
         """All predictions by their path; those of one rotation must be of the same segments."""

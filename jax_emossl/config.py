@@ -27,7 +27,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "compare.arms": lambda: [name for name, arm in ARMS.items() if arm.mechanism != "constant"],  # those there are when it is asked
     "compare.strategies": ("linear", "full", "probe-then-full"),
     "compare.validation": ("fold", "budget"),
-    "compare.seeds": (1, 10_000),
+    **dict.fromkeys(("compare.seeds", "compare.pretrainings"), (1, 10_000)),
     "train.strategy": ("full", "probe", "probe-then-full"),
     "train.batch_size": (1, 1_000_000),
     "train.epochs": (0, 1e6),

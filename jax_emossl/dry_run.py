@@ -86,7 +86,7 @@ def _trainings(
     for variant, changes in config.compare.variants:
         own = fields.varied(config, variant, changes, target)
         grid, arms = own.compare, [ARMS[name] for name in own.compare.arms]
-        yield "pretraining", int(any(arm.needs_pretraining for arm in arms)), fields.part(own, "pretrain")
+        yield "pretraining", grid.pretrainings * any(arm.needs_pretraining for arm in arms), fields.part(own, "pretrain")
         cells = sum(arm.mechanism == "tuned" for arm in arms) * grid.seeds
         points = len(grid.learning_rates) * sum(strategy != "linear" for strategy in grid.strategies)
         for budget in grid.label_counts:

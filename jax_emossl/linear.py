@@ -31,8 +31,9 @@ def answer(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
 
     Cells that differ in nothing that matters (all labels, say) are read out once.
     """
-    drawn = "random" in reads or study.config.compare.validation == "budget"
-    key = (reads, np.sort(study.positions(cell)).tobytes(), cell.seed if drawn else None)
+    validation = cell.seed if study.config.compare.validation == "budget" else None
+    origins = tuple(study.origin(source, cell.seed) for source in reads)
+    key = (reads, np.sort(study.positions(cell)).tobytes(), origins, validation)
     if key not in study.read:
         study.read[key] = _averaged(study, cell, reads)
     return study.read[key]

@@ -98,7 +98,7 @@ def _is_row(row: dict) -> bool:
     numbers = [row["num_labels"], row["seed"], *(value for value in maybe if value is not None)]
     words = [row["corpus"], row["arm"], row["fold"]]
     if "budget" in row:  # what a comparison adds
-        numbers.append(row["budget"])
+        numbers += [row["budget"], row.get("pretraining", 0)]
         words += [row["variant"], row["folds"]]
         mechanism = ARMS[row["arm"]].mechanism if row["arm"] in ARMS else ""
         if mechanism != "constant":

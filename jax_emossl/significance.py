@@ -8,7 +8,7 @@ in one rotation.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -112,13 +112,14 @@ class Runs(_Estimated):
     """The runs of one arm at one label count on one corpus: the tallies of every rotation and seed, for one metric.
 
     `scored` maps (rotation, seed) to a run; every rotation has the same seeds. A recording tested in two rotations is a ValueError.
-    Runs of corpora that are estimated together have different `stream`s, so that their draws are independent.
+    Runs of corpora that are estimated together have different `stream`s, so that their draws are independent. `encoders` says with which
+    of several pretrainings a seed has run; these are drawn first, then seeds of theirs.
     """
 
     corpora = 1
 
-    def __init__(self, scored: dict[tuple[str, int], Scored], metric: Metric, stream: int = 0):
-        self.metric, self._stream, self.testable = metric, stream, not metric.pairs
+    def __init__(self, scored: dict[tuple[str, int], Scored], metric: Metric, stream: int = 0, encoders: Mapping[int, int] | None = None):
+        self.metric, self._stream, self.testable, self._encoders = metric, stream, not metric.pairs, encoders or {}
         self.rotations = sorted({rotation for rotation, _ in scored})
         self.seeds = sorted({seed for _, seed in scored})
         self.recordings, self._tallies = [], []
@@ -163,7 +164,13 @@ class Runs(_Estimated):
         """Weights of recordings and choices of seeds, the same for all arms with the same recordings and seeds."""
         rng = np.random.default_rng(self._stream)
         weights = rng.multinomial(self.total, np.full(self.total, 1 / self.total), size=REPLICATES).astype(float)
-        return self._split(weights), rng.integers(0, len(self.seeds), (REPLICATES, len(self.rotations), len(self.seeds)))
+        shape, known = (REPLICATES, len(self.rotations)), [self._encoders.get(seed, 0) for seed in self.seeds]
+        own = [np.flatnonzero(np.array(known) == encoder) for encoder in sorted(set(known))]
+        if len(own) == 1:
+            return self._split(weights), rng.integers(0, len(self.seeds), (*shape, len(self.seeds)))
+        drawn = rng.integers(0, len(own), (*shape, len(own)))[..., np.arange(len(self.seeds)) % len(own)]
+        seeds = np.array([rng.choice(places, drawn.shape) for places in own])  # of every encoder one for every place
+        return self._split(weights), np.take_along_axis(seeds, drawn[None], 0)[0]
 
     def exchanged(self, other: Self, kept: Float[np.ndarray, "n total"]) -> Float[np.ndarray, "n"]:
         """The difference where the two have changed places in the recordings that are not `kept`."""

@@ -60,7 +60,7 @@ class Study:
     Attributes:
       config: the comparison's, of this variant and rotation.
       experiment: of its fine-tunings, which start from `pretrained`.
-      pretrained: parameters of the pretrained encoder; None where no arm reads it.
+      pretrained: parameters of the pretrained encoders; none where no arm reads them.
       segments: of the folds that take part.
       known: vectors by source and seed; an encoder reads every fold once.
       read: what was read out of them linearly, by all that matters.
@@ -68,16 +68,19 @@ class Study:
 
     config: ml_collections.ConfigDict
     experiment: Experiment
-    pretrained: Params | None
+    pretrained: Sequence[Params]
     segments: dict[str, Segments]
     known: dict[tuple[str, int], dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     read: dict[tuple, Answer] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def make(cls, config: ml_collections.ConfigDict, experiment: Experiment) -> Self:
+    def make(cls, config: ml_collections.ConfigDict, experiments: Sequence[Experiment]) -> Self:
+        """Of fine-tunings that differ in their encoder alone."""
         # The test fold is not looked at unless it is reported.
         folds = dict.fromkeys(("train", "valid", config.compare.fold))
-        return cls(config, experiment, experiment.encoder, {fold: experiment.segments(fold) for fold in folds})
+        first = experiments[0]
+        encoders = [own.encoder for own in experiments if own.encoder is not None]
+        return cls(config, first, encoders, {fold: first.segments(fold) for fold in folds})
 
     @property
     def reported(self) -> Segments:
@@ -111,11 +114,17 @@ class Study:
         config = part(self.config, "finetune", seed=seed)
         config.train = stretched(config.train, labels)
         config.train.update(settings)
-        return dataclasses.replace(self.experiment, config=config, encoder=self.pretrained if source == "pretrained" else None)
+        return dataclasses.replace(
+            self.experiment, config=config, encoder=self.pretrained[self.origin(source, seed)] if source == "pretrained" else None
+        )
+
+    def origin(self, source: str, seed: int) -> int:
+        """What a source's vectors depend on, beside the corpus: a random encoder on the seed, pretrained ones take turns."""
+        return {"random": seed, "pretrained": (seed - self.config.seed) % max(1, len(self.pretrained))}.get(source, 0)
 
     def vectors(self, source: str, seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
-        """Vectors of every fold's segments from a source, standardised per recording; only a random encoder depends on the seed."""
-        key = source, seed if source == "random" else 0
+        """Vectors of every fold's segments from a source, standardised per recording."""
+        key = source, self.origin(source, seed)
         if key not in self.known:
             experiment = self.training(seed, source)
             if source == "pca":  # what unlabelled speech gives without a pretext task

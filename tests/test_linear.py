@@ -67,6 +67,9 @@ class Study:
         rng = np.random.default_rng(cell.seed)
         return rng.permutation(60)[: int(cell.budget) or 60]
 
+    def origin(self, source, seed):
+        return seed if source == "random" else 0
+
     def split(self, cell):
         return self._part("train", self.positions(cell)), self._part("valid", np.arange(60))
 

@@ -202,3 +202,16 @@ def test_a_pretraining_that_is_there_can_be_compared(small, pair, tmp_path, monk
     rows = run(pair, tmp_path / "run")
     assert {row["arm"] for row in rows} == {"constant", "pretrained", "frozen", "random"} and not (tmp_path / "run" / "pretrain").exists()
     assert (tmp_path / "tapes" / "results.json").read_bytes() == before == (tmp_path / "tapes" / results.RESULTS_FILE).read_bytes()
+
+
+def test_pretrainings_of_several_seeds_take_turns(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda _: "")
+    pair.data.corpus = "east"
+    pair.compare.update({"pretrainings": 2, "arms": ("frozen",), "label_counts": (0,), "seeds": 3})
+    rows = {row["seed"]: row for row in run(pair, tmp_path / "run") if row["arm"] == "frozen"}
+    assert [rows[seed]["pretraining"] for seed in range(3)] == [0, 1, 0]
+    assert rows[0]["metrics"] == rows[2]["metrics"]  # all labels and the same encoder
+    kept = [results.load_arrays(tmp_path / "run" / rows[seed]["predictions"])["scores"] for seed in range(2)]
+    assert not np.allclose(*kept)
+    seeds = [json.loads((tmp_path / "run" / "pretrain" / name / "config.json").read_text())["seed"] for name in ("", "seed1")]
+    assert seeds == [0, 1]

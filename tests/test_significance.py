@@ -180,3 +180,15 @@ def test_of_several_corpora_every_recording_weighs_the_same_and_is_drawn_within_
 def test_p_values_are_corrected_by_holms_steps():
     given = [significance.Estimate(0, 0, 0, p) for p in (0.01, 0.04, 0.03, None, 0.5)]
     assert [own.p for own in significance.holm([*given, None])[:5]] == pytest.approx([0.04, 0.09, 0.09, None, 0.5])
+
+
+def test_pretrainings_are_drawn_before_the_seeds_that_ran_with_them():
+    """Seeds whose encoders differ, and nothing else: the spread is that of the encoders, not of as many free seeds."""
+    rng, metric = np.random.default_rng(10), category_metrics(CLASSES)["accuracy"]
+    good, bad = (category_run(rng, 30, skill=skill) for skill in (3.0, 0.0))
+    runs = {("", seed): (good, bad)[seed % 2] for seed in range(6)}
+    free, nested = Runs(runs, metric), Runs(runs, metric, 0, {seed: seed % 2 for seed in range(6)})
+    assert nested.value == free.value and nested.replicates.std() > 1.3 * free.replicates.std()
+    alone = Runs(runs, metric, 0, {seed: seed for seed in range(6)})  # an encoder each: nothing to nest
+    assert alone.replicates.std() == pytest.approx(free.replicates.std(), rel=0.1)
+    np.testing.assert_array_equal(Runs(runs, metric, 0, dict.fromkeys(range(6), 0)).replicates, free.replicates)

@@ -59,7 +59,7 @@ class _Plan:
     """One variant on one corpus and one rotation of its folds: its cells, its pretraining, its rows.
 
     Attributes:
-      folder: workdir of the pretraining.
+      folders: workdirs of the pretrainings.
       unpretrained: its fine-tunings, had they no pretraining.
       twins: variants of which it differs in the pretraining alone, so that other arms' rows are the same.
     """
@@ -68,7 +68,7 @@ class _Plan:
     out: Path
     variant: str
     rotation: str
-    folder: Path
+    folders: Sequence[Path]
     unpretrained: Experiment
     cells: Sequence[Cell]
     twins: Sequence[str]
@@ -80,21 +80,21 @@ class _Plan:
         config = configs.varied(whole, name, fields, data)
         experiment, rotation = build(configs.part(config, "finetune")), Path(data["folds"]).stem
         require(experiment.corpus, config.compare.fold)
-        pretraining = configs.part(config, "pretrain")
-        folder = out / "pretrain" / name / (data["corpus"] if "+" in whole.data.corpus else "")
-        source = config.compare.pretrain_on
-        if (Path(source) / "card.json").is_file():
-            folder = Path(source)
-        else:
-            folder = known.setdefault(pretraining.to_json_best_effort(), folder / rotation)
+        first, source = (
+            out / "pretrain" / name / (data["corpus"] if "+" in whole.data.corpus else "") / rotation,
+            config.compare.pretrain_on,
+        )
+        pretrainings = [configs.part(config, "pretrain", seed=config.seed + k) for k in range(config.compare.pretrainings)]
+        own = [known.setdefault(p.to_json_best_effort(), first / (f"seed{p.seed}" if k else "")) for k, p in enumerate(pretrainings)]
+        folders = [Path(source)] if Path(source, "card.json").is_file() else own
         grid = {**config.compare, "arms": (), "label_counts": (), "seeds": 0, "variants": (), "pretrain_on": ""}
         twins = known.setdefault(repr((configs.part(config, "finetune").to_json_best_effort(), grid)), [])
         plan = cls(
-            config, out, name, rotation, folder, experiment, _cells(config, rotation, len(experiment.corpus.fold("train"))), [*twins]
+            config, out, name, rotation, folders, experiment, _cells(config, rotation, len(experiment.corpus.fold("train"))), [*twins]
         )
         twins.append(name)
         if plan.pretrains and plan.trains:
-            check_held_out(build(pretraining).card(), experiment.corpus, f"A pretraining on {source}")
+            check_held_out(build(pretrainings[0]).card(), experiment.corpus, f"A pretraining on {source}")
         return plan
 
     @property
@@ -104,7 +104,7 @@ class _Plan:
     @property
     def trains(self) -> bool:
         """Whether the pretraining is its own, not one that was there before."""
-        return self.out in self.folder.parents
+        return self.out in self.folders[0].parents
 
     @property
     def place(self) -> Path:
@@ -137,15 +137,15 @@ class _Plan:
         order = list(_MECHANISMS)
         return sorted((cell for cell in self.cells if cell not in done), key=lambda c: (order.index(ARMS[c.arm].mechanism), c.budget))
 
-    def pretrain(self) -> Experiment:
-        """The experiment that starts from the pretrained encoder, which is trained now if it is not there."""
+    def pretrain(self) -> list[Experiment]:
+        """The experiments that start from the pretrained encoders, which are trained now if they are not there."""
         if not self.pretrains:
-            return self.unpretrained
-        if self.trains:
-            config = configs.part(self.config, "pretrain")
-            workdir.enter(self.folder, config)
-            train.run(config, self.folder)
-        return build(configs.part(self.config, "finetune", init_from=str(self.folder)), self.unpretrained.corpus)
+            return [self.unpretrained]
+        for k, folder in enumerate(self.folders if self.trains else ()):
+            config = configs.part(self.config, "pretrain", seed=self.config.seed + k)
+            workdir.enter(folder, config)
+            train.run(config, folder)
+        return [build(configs.part(self.config, "finetune", init_from=str(own)), self.unpretrained.corpus) for own in self.folders]
 
     def row(self, study: Study, cell: Cell, answer: Answer) -> dict:
         """A row of results, its predictions kept beside it."""
@@ -153,6 +153,7 @@ class _Plan:
         objective = experiment.objective
         labels, train_labels = study.reported.labels, study.segments["train"].labels
         place = {"variant": self.variant, "folds": self.rotation, "budget": cell.budget}
+        encoder = {"pretraining": (cell.seed - self.config.seed) % len(self.folders)}
         if answer.scores is None:
             made = objective.constant(labels, train_labels)
             return (
@@ -167,7 +168,7 @@ class _Plan:
         )  # fmt: skip
         labelled = num_labels(cell.budget, len(train_labels))
         row = results.row(experiment.name, experiment.synthetic, cell.arm, labelled, cell.seed, fold, answer.step, selection, made)
-        return row | place | {"predictions": kept, "classes": list(objective.classes)}
+        return row | place | encoder | {"predictions": kept, "classes": list(objective.classes)}
 
 
 def _constants(study: Study, cells: Sequence[Cell], *_) -> Iterator[list[tuple[Cell, Answer]]]:
@@ -200,7 +201,7 @@ def _illustrate(study: Study, plan: _Plan) -> None:
     pretraining = build(configs.part(plan.config, "pretrain", data=plan.config.data.to_dict()), experiment.corpus)
     middle = np.argsort(valid.lengths, kind="stable")[[len(valid) // 4, len(valid) // 2, 3 * len(valid) // 4]]
     batch = valid.gather(Selection(middle, np.zeros(3, int), np.ones(3, np.float32), int(valid.lengths[middle].max())))
-    pictures = pretraining.objective.illustrate(checkpoint.load_best(plan.folder).variables, batch)
+    pictures = pretraining.objective.illustrate(checkpoint.load_best(plan.folders[0]).variables, batch)
     frontend, fold, seed = experiment.frontend, plan.config.compare.fold, plan.config.seed
     results.keep_predictions(
         plan.out, Path("illustration"), **pictures,
