@@ -184,7 +184,7 @@ def carry(card: Card, data: ml_collections.ConfigDict, corpus: Corpus, source: P
 def require(corpus: Corpus, fold: str) -> None:
     """Refuses a corpus without this fold, which may be one to pretrain on alone."""
     if not len(corpus.fold(fold)):
-        raise UserError(f"{corpus.name} has no recording in its fold '{fold}': give folds that have one.")
+        raise UserError(f"{corpus.name} has no labelled segment with frames in fold '{fold}': check the ids in the folds file.")
 
 
 def check_held_out(card: Card, corpus: Corpus, source: Path) -> None:

@@ -9,7 +9,7 @@ import ml_collections
 from jax_emossl import evaluation, results
 from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.errors import UserError
-from jax_emossl.experiment import build
+from jax_emossl.experiment import build, require
 from jax_emossl.logs import Scalars
 from jax_emossl.loop import fit
 
@@ -22,6 +22,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
         print(f"This run is finished.\n{results.table(rows)}")
         return rows
     experiment = build(config)
+    if experiment.objective.labelled:
+        require(experiment.corpus, "test")
     card = experiment.card()
     card.save(workdir)
     train, valid = experiment.training_segments(), experiment.segments("valid")
