@@ -2,14 +2,11 @@
 
   python -m jax_emossl.main --config=experiments/label_fraction.py:nemo --workdir=runs/label_fraction
 
-Every rotation of the corpus's folds (or those of --config.data.folds=a.json,b.json) is pretrained anew. The variant
-`no recording statistics` repeats a part with features and pooled statistics normalised by the training fold alone.
+Every rotation of the corpus's folds (or those of --config.data.folds=a.json,b.json) is pretrained anew. Several corpora
+(label_fraction.py:nemo+ravdess) are compared each by itself and together.
 """
 
 import ml_collections
-
-# A variant compares those of its label counts that the comparison has: counts, or shares where the corpus asks for these.
-WITHOUT = (("data.norm_prior", float("inf")), ("compare.label_counts", (60, 600, 0.01, 0.2)), ("compare.seeds", 3))
 
 
 def get_config(corpus: str = "") -> ml_collections.ConfigDict:
@@ -92,10 +89,11 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     compare.label_counts = (30, 60, 150, 600, 0)  # labelled training segments; below 1 a share of the fold, 0 = all
     compare.seeds = 5  # each with its own labels, initial head and batches
     compare.learning_rates = (3e-4, 1e-3, 3e-3, 1e-2)  # the same grid for every trained arm, chosen on validation
+    compare.regularisations = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of linear read-outs, inverse (scikit-learn's C)
     compare.strategies = ("linear", "full")  # likewise: linear (read-out of the encoder as it is) | full | probe-then-full
     compare.pretrainings = 1  # encoders, each with its own seed; seeds take turns with them, and intervals resample them
     compare.validation = "fold"  # fold: all its labels choose steps and weigh settings | budget: about a quarter of the N labels do
     compare.pretrain_on = "own"  # own (the corpus) | others (compared beside it) | corpora, joined by +; or the workdir of a pretraining
     compare.fold = "test"  # the fold that is reported: valid | test
-    compare.variants = (("", ()), ("no recording statistics", WITHOUT))  # (name, ((field, value), ...)): each is pretrained and compared
+    compare.variants = (("", ()),)  # (name, ((field, value), ...)): each is pretrained and compared
     return config

@@ -27,6 +27,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "compare.arms": lambda: [name for name, arm in ARMS.items() if arm.mechanism != "constant"],  # those there are when it is asked
     "compare.strategies": ("linear", "full", "probe-then-full"),
     "compare.validation": ("fold", "budget"),
+    "compare.regularisations": (1e-9, 1e9),
     **dict.fromkeys(("compare.seeds", "compare.pretrainings"), (1, 10_000)),
     "train.strategy": ("full", "probe", "probe-then-full"),
     "train.batch_size": (1, 1_000_000),
@@ -265,6 +266,8 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     if "probe-then-full" not in strategies:
         unread["finetune.train.probe_steps"] = "compare.strategies lacks probe-then-full"
     tuned = any(arm.mechanism == "tuned" for arm in arms)
+    if not any(arm.mechanism == "linear" for arm in arms) and not (tuned and "linear" in strategies):
+        unread["compare.regularisations"] = "nothing in compare.arms and compare.strategies is linear"
     if not tuned or set(strategies) == {"linear"}:
         why = "compare.strategies is linear alone" if tuned else "no arm in compare.arms is trained"
         trained = [name for name in fields if name.startswith("finetune.train.") and name != "finetune.train.batch_size"]

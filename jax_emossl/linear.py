@@ -13,7 +13,6 @@ from jax_emossl.averaging import averaged
 from jax_emossl.objectives import LabelledObjective, assess
 from jax_emossl.study import Answer, Cell, Study
 
-_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # scikit-learn's C
 _ABSENT = -1e3  # log probability of a class without a label
 
 Vectors = Float[np.ndarray, "s p"]
@@ -42,7 +41,7 @@ def answer(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
 def _averaged(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
     objective, (train, valid), made = study.experiment.objective, study.split(cell), []
     x = study.side_by_side(reads, cell.seed)
-    for strength in _STRENGTHS:
+    for strength in study.config.compare.regularisations:
         read = read_out(objective, study.of(train, x), train.labels, strength)
         on_valid = read(study.of(valid, x))
         value, calibration, _ = assess(objective, {"scores": on_valid}, valid.labels)

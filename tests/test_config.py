@@ -206,6 +206,11 @@ UNREAD = [
     ("scratch", {"train.strategy": "full", "train.probe_steps": 9}, ["train.probe_steps", "train.strategy is full"]),
     ("scratch", {"train.strategy": "probe", "train.probe_steps": 9}, ["train.probe_steps", "train.strategy is probe"]),
     ("scratch", {"objective.head": "category", "objective.loss": "l1"}, ["objective.loss", "objective.head is category"]),
+    (
+        "quickstart",
+        {"compare.regularisations": (0.1,)},
+        ["compare.regularisations", "nothing in compare.arms and compare.strategies is linear"],
+    ),
     ("paper", {"finetune.train.probe_steps": 9}, ["finetune.train.probe_steps", "compare.strategies lacks probe-then-full"]),
     ("quickstart", {"compare.strategies": ("linear",), "compare.learning_rates": (1.0,)}, ["compare.learning_rates", "is linear alone"]),
     ("experiments.recipe", {"compare.strategies": ("full",)}, ["compare.strategies", "no arm in compare.arms is trained"]),

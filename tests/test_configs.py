@@ -68,7 +68,7 @@ def test_pretraining_and_fine_tuning_share_the_backbone_and_the_frontend():
 
 
 def test_all_comparisons_have_the_same_fields():
-    assert len(COMPARISONS) == 11
+    assert len(COMPARISONS) == 12
     assert len({tuple(sorted(fields.flat(get(name)))) for name in COMPARISONS}) == 1
 
 
@@ -100,13 +100,13 @@ def test_the_paper_masks_single_timesteps_and_regresses_intensities(corpus):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_searches_never_see_the_test_fold(name):
     assert get(name).compare.fold == (
-        "test" if name.split(".")[1] in ("label_fraction", "intensity_loss", "transfer", "validation") else "valid"
+        "test" if name.split(".")[1] in ("label_fraction", "intensity_loss", "transfer", "validation", "normalisation") else "valid"
     )
 
 
-def test_the_learning_curve_without_recording_statistics_compares_a_part_of_the_label_counts():
+def test_recording_statistics_are_compared_at_a_part_of_the_label_counts():
     for corpus, counts in (("nemo", (60, 600)), ("mosei", (0.01, 0.2))):
-        config = get("experiments.label_fraction", corpus)
+        config = get("experiments.normalisation", corpus)
         fields.resolve(config)
         (_, changes) = config.compare.variants[1]
         part = fields.varied(config, "", changes, {}).compare
@@ -135,6 +135,7 @@ def test_no_config_file_builds_on_another_but_for_scratch_and_lists_of_variants(
         "intensity_loss",
         "transfer",
         "validation",
+        "normalisation",
     }
 
 
