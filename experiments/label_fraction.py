@@ -85,7 +85,16 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     train.patience = 8  # evaluations without a better one before stopping; 0 = never stop early
 
     config.compare = compare = ml_collections.ConfigDict()
-    compare.arms = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals", "pca")  # names in arms.py
+    compare.arms = (
+        "pretrained",
+        "frozen",
+        "pretrained+functionals",
+        "scratch",
+        "random",
+        "functionals",
+        "pca",
+        "pseudo-labels",
+    )  # names in arms.py
     compare.label_counts = (30, 60, 150, 600, 0)  # labelled training segments; below 1 a share of the fold, 0 = all
     compare.seeds = 5  # each with its own labels, initial head and batches
     compare.learning_rates = (3e-4, 1e-3, 3e-3, 1e-2)  # the same grid for every trained arm, chosen on validation

@@ -17,6 +17,7 @@ class Arm:
       reads: sources of its vectors, side by side.
       style: how figures draw it; colours of Okabe & Ito, which colour-blind readers tell apart.
       baseline: whether the report compares `pretrained` with it.
+      self_trained: whether a linear arm learns anew from what it says of the unlabelled training segments (pseudo-labels).
     """
 
     name: str
@@ -24,6 +25,7 @@ class Arm:
     reads: tuple[str, ...]
     style: dict[str, str]
     baseline: bool = False
+    self_trained: bool = False
 
     @property
     def needs_pretraining(self) -> bool:
@@ -44,6 +46,7 @@ ARMS: dict[str, Arm] = {
         Arm("random", "linear", ("random",), _style("#999999", "x", "--")),
         Arm("functionals", "linear", ("functionals",), _style("#009E73", "^", "-."), baseline=True),
         Arm("pca", "linear", ("pca",), _style("#E69F00", "<", ":"), baseline=True),
+        Arm("pseudo-labels", "linear", ("functionals",), _style("#000000", ">", "--"), baseline=True, self_trained=True),
         Arm("constant", "constant", (), _style("#555555", "", ":")),
     )
 }

@@ -22,27 +22,36 @@ Labels = Float[np.ndarray, "s e"]
 def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
     """The cells' answers, one by one; what is under way is too short to be kept in `folder`, or described."""
     for cell in cells:
-        yield [(cell, answer(study, cell, ARMS[cell.arm].reads))]
+        yield [(cell, answer(study, cell, ARMS[cell.arm].reads, ARMS[cell.arm].self_trained))]
 
 
-def answer(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
+def answer(study: Study, cell: Cell, reads: Sequence[str], self_trained: bool = False) -> Answer:
     """The read-out of vectors from the sources `reads`, averaged over the regularisations that validation cannot tell apart.
+
+    A `self_trained` one is learned anew from its labels and from what it says of all other training segments (Lee 2013, ICML workshop on
+    challenges in representation learning).
 
     Cells that differ in nothing that matters (all labels, say) are read out once.
     """
     validation = cell.seed if study.config.compare.validation == "budget" else None
     origins = tuple(study.origin(source, cell.seed) for source in reads)
-    key = (reads, np.sort(study.positions(cell)).tobytes(), origins, validation)
+    key = (reads, self_trained, np.sort(study.positions(cell)).tobytes(), origins, validation)
     if key not in study.read:
-        study.read[key] = _averaged(study, cell, reads)
+        study.read[key] = _averaged(study, cell, reads, self_trained)
     return study.read[key]
 
 
-def _averaged(study: Study, cell: Cell, reads: Sequence[str]) -> Answer:
+def _averaged(study: Study, cell: Cell, reads: Sequence[str], self_trained: bool) -> Answer:
     objective, (train, valid), made = study.experiment.objective, study.split(cell), []
     x = study.side_by_side(reads, cell.seed)
+    labelled = study.of(train, x), train.labels
+    rest = np.delete(x["train"], study.positions(cell), 0) if self_trained else ()
     for strength in study.config.compare.regularisations:
-        read = read_out(objective, study.of(train, x), train.labels, strength)
+        read = read_out(objective, *labelled, strength)
+        if len(rest):
+            calibration = objective.calibrate({"scores": read(study.of(valid, x))}, valid.labels)
+            said = rest, objective.labels_of(read(rest), calibration)
+            read = read_out(objective, *map(np.concatenate, zip(labelled, said, strict=True)), strength)
         on_valid = read(study.of(valid, x))
         value, calibration, _ = assess(objective, {"scores": on_valid}, valid.labels)
         details = {"strategy": "linear", "regularisation": strength}

@@ -288,3 +288,15 @@ def test_the_constant_is_the_training_folds():
 def test_a_metric_of_the_other_head_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         make(SEVERAL, **fields)
+
+
+def test_labels_of_answers_are_answered_so():
+    category = make(SINGLE)
+    labels = category.labels_of(np.eye(3)[[0, 2, 1]], {"scale": 1.0})
+    np.testing.assert_array_equal(category.target(labels), [0, 2, 1])
+    intensity = make(SEVERAL)
+    calibration = {"threshold": [0.0] * 3, "scale": [1.0] * 3}
+    strong = 50.0 * (SEVERAL > 0) - 25
+    kept = intensity.labels_of(strong, calibration)
+    np.testing.assert_array_equal(kept > 0, SEVERAL > 0)
+    np.testing.assert_array_equal(kept, intensity.decode(strong, calibration)["median"])

@@ -104,3 +104,18 @@ def test_an_answer_scores_the_reported_fold_and_says_what_validation_chose():
     assert 1 <= answer.details["averaged"] <= 2
     report, _ = objective.evaluate({"scores": answer.scores}, study.segments["test"].labels, answer.calibration)
     assert report[objective.selection] > 0.9 and answer.value > 0.9
+
+
+@pytest.mark.parametrize("head", ["category", "intensity"])
+def test_pseudo_labels_use_the_unlabelled_training_segments(head):
+    """Few labels and one informative direction among many: what the read-out says of the others sharpens it, and only self-training sees them."""
+    study, cell = Study(), Cell("pseudo-labels", 6, 0)
+    study.experiment.objective = make(head)
+    plain, taught = (linear.answer(study, cell, ("functionals",), own) for own in (False, True))
+    assert not np.allclose(plain.scores, taught.scores)
+    rest = np.delete(np.arange(60), study.positions(cell))
+    study.read.clear()
+    study.made["train"][0][rest] = np.random.default_rng(5).normal(size=(len(rest), 6))  # other speech without labels
+    other = [linear.answer(study, cell, ("functionals",), own) for own in (False, True)]
+    np.testing.assert_array_equal(other[0].scores, plain.scores)
+    assert not np.allclose(other[1].scores, taught.scores)

@@ -95,6 +95,9 @@ class LabelledObjective(Objective, Protocol):
     def average(self, scores: Sequence[np.ndarray], calibrations: Sequence[Any]) -> np.ndarray:
         """The scores of several answers about the same segments, averaged; each has its own calibration."""
 
+    def labels_of(self, scores: np.ndarray, calibration: Any) -> np.ndarray:
+        """Labels (S, E) that agree with what is answered."""
+
     def decode(self, scores: np.ndarray, calibration: Any) -> dict[str, np.ndarray]:
         """All that intervals are computed from, per segment: the scores and what is read off them."""
 

@@ -143,6 +143,9 @@ class Intensity(_Emotion):
         made = self._decoded(scores, calibration)
         return {"scores": scores.astype(np.float32), "median": made.median.astype(np.float32), "four_class": made.four_class}
 
+    def labels_of(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> Float[np.ndarray, "s e"]:
+        return self._decoded(scores, calibration).median.astype(np.float32)
+
     def _decoded(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> Intensities:
         return self.levels.decode(scores, calibration["scale"]) if self.ordinal else Intensities.of(scores)
 
@@ -188,6 +191,10 @@ class Category(_Emotion):
         """The logarithm of the mean probability."""
         logits = [special.log_softmax(calibration["scale"] * own, 1) for own, calibration in zip(scores, calibrations, strict=True)]
         return special.logsumexp(logits, 0) - np.log(len(logits))
+
+    def labels_of(self, scores: Float[np.ndarray, "s c"], calibration: dict[str, float]) -> Float[np.ndarray, "s e"]:
+        rows = [[metrics.MAX_INTENSITY * (emotion == name) for emotion in self.emotions] for name in self.classes]
+        return np.array(rows, np.float32)[scores.argmax(1)]
 
     def decode(self, scores: Float[np.ndarray, "s c"], calibration: dict[str, float]) -> dict[str, np.ndarray]:
         return {"scores": scores.astype(np.float32)}
