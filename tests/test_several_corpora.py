@@ -187,6 +187,7 @@ def test_sources_of_pretraining_are_variants_and_what_reads_none_is_answered_onc
         ("own+others", "east"): "east+west",
         ("own+others", "west"): "west+east",
     }  # fmt: skip  for the others', each has the other's own already
+    assert results.read(tmp_path / "run" / results.RESULTS_FILE)["runs"] == rows
     for corpus in ("east", "west"):
         own = {row["variant"]: row for row in rows if (row["arm"], row["corpus"]) == ("random", corpus)}
         assert own.keys() == set(sources) and len({row["predictions"] for row in own.values()}) == 1
@@ -215,3 +216,12 @@ def test_pretrainings_of_several_seeds_take_turns(pair, tmp_path, monkeypatch):
     assert not np.allclose(*kept)
     seeds = [json.loads((tmp_path / "run" / "pretrain" / name / "config.json").read_text())["seed"] for name in ("", "seed1")]
     assert seeds == [0, 1]
+
+
+def test_a_variant_that_its_twin_answers_whole_is_written_too(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda _: "")
+    variants = tuple((name, (("compare.pretrain_on", name),)) for name in ("own", "others"))
+    pair.compare.update({"variants": variants, "arms": ("random",), "label_counts": (0,), "seeds": 1})
+    rows = run(pair, tmp_path / "run")
+    kept = results.read(tmp_path / "run" / results.RESULTS_FILE)["runs"]
+    assert kept == rows and {row["variant"] for row in kept if row["arm"] == "random"} == {"own", "others"}

@@ -34,7 +34,9 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     rows = results.read(file)["runs"] if file.exists() else []
     with tqdm(total=sum(len(plan.cells) for plan in plans), desc="comparing", unit="cell", leave=False, disable=None) as bar:
         for plan in plans:
-            rows += plan.answered_by(rows)
+            if known_already := plan.answered_by(rows):
+                rows += known_already
+                results.write(file, rows, config)
             missing = plan.missing(rows)
             bar.update(len(plan.cells) - len(missing))
             if not missing:
@@ -80,10 +82,8 @@ class _Plan:
         config = configs.varied(whole, name, fields, data)
         experiment, rotation = build(configs.part(config, "finetune")), Path(data["folds"]).stem
         require(experiment.corpus, config.compare.fold)
-        first, source = (
-            out / "pretrain" / name / (data["corpus"] if "+" in whole.data.corpus else "") / rotation,
-            config.compare.pretrain_on,
-        )
+        first = out / "pretrain" / name / (data["corpus"] if "+" in whole.data.corpus else "") / rotation
+        source = config.compare.pretrain_on
         pretrainings = [configs.part(config, "pretrain", seed=config.seed + k) for k in range(config.compare.pretrainings)]
         own = [known.setdefault(p.to_json_best_effort(), first / (f"seed{p.seed}" if k else "")) for k, p in enumerate(pretrainings)]
         folders = [Path(source)] if Path(source, "card.json").is_file() else own
