@@ -49,8 +49,8 @@ def build(
 
     The arguments are those of the command `prepare`, whose help says what each does; `folds` may also be 'cmu_mosei'. A corpus
     whose features carry the metadata "synthetic": true is marked so in everything made on it. Without `labels` its recordings are cut into
-    pieces, to be pretrained on. Raises UserError where an input is
-    damaged or contradictory, or the disk is full; `out` is then as it was before.
+    pieces, to be pretrained on. Raises UserError where an input is damaged or contradictory, or the disk is full; `out` is then as it was
+    before.
     """
     if as_tfds:
         tfds.require()
