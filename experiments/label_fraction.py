@@ -28,7 +28,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     data.pool = 0.02  # s that are averaged
     data.stack = 0.04  # s of a model step: pooled frames side by side
     data.loader = "memory"  # memory | tf.data (same batches, prepared in the background)
-    data.bucket_growth = 1.5  # ratio of successive padded lengths: smaller wastes less, compiles more
+    data.bucket_growth = 1.25  # ratio of successive padded lengths: smaller wastes less, compiles more
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "transformer"  # file in encoders
@@ -81,7 +81,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     train.weight_decay = 0.01
     train.b2 = 0.98  # Adam's decay of the second moment
     train.clip_norm = 1.0  # largest global norm of the gradient
-    train.eval_every = 15  # steps between evaluations on the validation fold
+    train.eval_every = 20  # steps between evaluations on the validation fold
     train.patience = 8  # evaluations without a better one before stopping; 0 = never stop early
 
     config.compare = compare = ml_collections.ConfigDict()

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jax_emossl import config as fields
-from jax_emossl import preemption
+from jax_emossl import memory, preemption
 from jax_emossl import workdir as workdirs
 from jax_emossl.errors import UserError, one_sentence
 
@@ -51,6 +51,7 @@ def run(argv: Sequence[str]) -> None:
         return
     workdirs.enter(workdir, config, _INSIST.value)
     preemption.install()
+    memory.keep_freed()
     print("\n".join([f"{config.task} in {workdir}", *chosen]), flush=True)
     importlib.import_module(f"jax_emossl.tasks.{config.task}").run(config, workdir)
     print(f"Results: {workdir / 'results.json'}")

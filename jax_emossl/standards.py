@@ -10,13 +10,13 @@ from jax_emossl.data.batches import Recordings, Segments
 Standards = dict[str, Float[Array, "*r p"]]
 """`location` and `scale`: (P,) of all vectors together, or (R, P) of every recording's."""
 _SMALLEST_SCALE = 1e-3
-_MOST = 64  # segments of a recording
+_MOST = 32  # segments of a recording
 
 
 def reference(train: Segments, background: Segments) -> Segments:
     """Segments whose vectors give the standards: of each recording that `train` has, some of the `background`, evenly spaced.
 
-    With 64 of them a location is off by an eighth of a deviation.
+    With 32 of them a location is off by a sixth of a deviation.
     """
     chosen = []
     for place in np.unique(train.by_recording.place):

@@ -18,13 +18,14 @@ _ROTARY_BASE = 1000.0
 _WRONG_WAY = 4.0
 
 
-def rotate(x: Float[Array, "b t h k"]) -> Float[Array, "b t h k"]:
+def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
     """Rotary position embedding: attention then sees relative positions (Su et al. 2021, arXiv 2104.09864)."""
     length, half = x.shape[1], x.shape[-1] // 2
     frequency = _ROTARY_BASE ** (-jnp.arange(half) / half)
-    angle = jnp.arange(length)[:, None, None] * frequency
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], -1)
+    angle = (jnp.arange(length)[:, None] * frequency).reshape(length, *[1] * (x.ndim - 3), half)
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    halves_swapped = jnp.roll(x, half, -1)
+    return x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)
 
 
 def locality(length: int, heads: int) -> Float[np.ndarray, "h t t"]:
@@ -48,10 +49,9 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
         batch, length, width = x.shape
         qkv = Dense(3 * width, name="qkv")(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = rotate(qkv[:, :, 0]), rotate(qkv[:, :, 1]), qkv[:, :, 2]
-        score = jnp.einsum("bqhk,bshk->bhqs", query, key) / jnp.sqrt(query.shape[-1])
-        score = score + locality(length, self.heads)
-        score = jnp.where(valid[:, None, None, :], score, _MASKED_SCORE)
+        (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2]), 2, 0), qkv[:, :, 2]
+        score = jnp.einsum("bqhk,bshk->bhqs", query / jnp.sqrt(query.shape[-1]), key)
+        score = score + locality(length, self.heads) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, None, :]
         weight = jax.nn.softmax(score)
         mixed = jnp.einsum("bhqs,bshk->bqhk", weight, value).reshape(batch, length, width)
         return Dense(width, name="out")(mixed)
