@@ -5,7 +5,7 @@ from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
 from jax_emossl.loop import Fitted
 from jax_emossl.objectives import Outputs, Variables
-from jax_emossl.predict import predict
+from jax_emossl.predictor import predict
 
 _OF_CONSTANT = "_of_constant"
 

@@ -27,7 +27,7 @@ from jax_emossl.data.pipeline import tf_data
 from jax_emossl.logs import Scalars
 from jax_emossl.objectives import Objective, Params, Variables, assess
 from jax_emossl.optimizer import Optimizer, Rates
-from jax_emossl.predict import Resident, predict_rows, predict_stacked, with_features
+from jax_emossl.predictor import Resident, predict_rows, predict_stacked, with_features
 
 _LOADERS = {"memory": in_memory, "tf.data": tf_data}
 _NO_PROGRESS = {"best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": ""}

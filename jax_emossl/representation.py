@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from jax_emossl.data.batches import Segments
 from jax_emossl.objectives import Batch, Objective, Outputs, Params, Variables
-from jax_emossl.predict import Resident, predict
+from jax_emossl.predictor import Resident, predict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jax_emossl.data import functionals, label_budget
 from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
 from jax_emossl.objectives import Params
-from jax_emossl.predict import Resident
+from jax_emossl.predictor import Resident
 
 _COMPONENTS = 64
 

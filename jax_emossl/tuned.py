@@ -18,7 +18,7 @@ from jax_emossl.data.indices import padded_length
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment
 from jax_emossl.loop import Fitted, fit
-from jax_emossl.predict import predict
+from jax_emossl.predictor import predict
 from jax_emossl.study import Answer, Cell, Study, num_labels
 
 _Trained = tuple[Experiment, Fitted]  # a training of a cell's grid, and how it ended

@@ -21,7 +21,7 @@ from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.logs import Scalars
 from jax_emossl.loop import _Run, fit
-from jax_emossl.predict import Resident, predict
+from jax_emossl.predictor import Resident, predict
 from jax_emossl.tasks import train as task
 
 
@@ -476,7 +476,7 @@ import contextlib, itertools, pickle, sys
 from pathlib import Path
 from jax_emossl import loop, mesh, preemption
 from jax_emossl.checkpoint import Checkpoints
-from jax_emossl.predict import Resident, predict
+from jax_emossl.predictor import Resident, predict
 
 source, target = map(Path, sys.argv[1:3])
 

@@ -5,7 +5,7 @@ import pytest
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders.transformer import Transformer
-from jax_emossl.predict import Resident
+from jax_emossl.predictor import Resident
 from jax_emossl.representation import Representation, represent
 
 ENCODER = Transformer(width=8, layers=1, heads=1)

@@ -13,7 +13,7 @@ from jax_emossl.objectives import Objective
 from jax_emossl.objectives.emotion import Intensity
 from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
 from jax_emossl.ordinal import Levels
-from jax_emossl.predict import Resident, predict, with_features
+from jax_emossl.predictor import Resident, predict, with_features
 
 ENCODER = Transformer(width=16, layers=1, heads=2)
 
