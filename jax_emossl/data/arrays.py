@@ -1,0 +1,72 @@
+"""Frames that people already have: arrays in `.npy`, `.npz` or Parquet files, such as embeddings of a speech model."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from jax_emossl.errors import UserError
+
+SUFFIXES = (".npy", ".npz", ".parquet")
+FILE_COLUMN = "file"  # of a Parquet file: which recording a row is of
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{path} needs the package pyarrow: pip install pyarrow.") from error
+    except Exception as error:  # NumPy's, zip's and Parquet's readers raise whatever they stumble over
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is no file of plain numbers that can be read ({detail}): write it anew.") from error
+
+
+def read(path: Path) -> Float[np.ndarray, "n f"]:
+    """The frames of one `.npy` file; UserError where they are none."""
+    with _damage(path):
+        return checked(np.load(path, allow_pickle=False), path)
+
+
+def checked(frames: np.ndarray, where: object) -> Float[np.ndarray, "n f"]:
+    """Frames as float32; UserError where they are not numbers in two dimensions."""
+    if not isinstance(frames, np.ndarray) or frames.dtype.kind not in "iuf":
+        raise UserError(f"{where} holds {getattr(frames, 'dtype', 'several arrays')} where numbers are needed: write it anew.")
+    if frames.ndim != 2 or 0 in frames.shape:
+        raise UserError(f"{where} has the shape {frames.shape} where (frames, dimensions) are needed: reshape it.")
+    with np.errstate(over="ignore"):
+        return frames.astype(np.float32)
+
+
+def readers(source: Path) -> dict[str, Callable[[], Float[np.ndarray, "n f"]]]:
+    """By name, what reads each recording: of a folder of `.npy` files, of one `.npz`, or of a Parquet file with a column `file`.
+
+    The other columns of a Parquet file are the dimensions, its rows the frames in order. UserError where there is none of these.
+    """
+    if source.is_dir():
+        found = sorted(source.rglob("*.npy"))
+        if not found:
+            raise UserError(f"{source} has no .npy file: give a folder with one array (frames, dimensions) per recording, or an .npz.")
+        return {str(path.relative_to(source)): lambda path=path: read(path) for path in found}
+    if source.suffix == ".npz":
+        with _damage(source), np.load(source, allow_pickle=False) as arrays:
+            return {name: lambda name=name: _member(source, name) for name in sorted(arrays.files)}
+    if source.suffix == ".parquet":
+        with _damage(source):
+            table = pd.read_parquet(source)
+        if FILE_COLUMN not in table:
+            raise UserError(f"{source} has no column '{FILE_COLUMN}' that names the recording of each frame: add it.")
+        groups = table.groupby(FILE_COLUMN, sort=True)
+        return {str(name): lambda own=own: checked(own.drop(columns=FILE_COLUMN).to_numpy(), source) for name, own in groups}
+    raise UserError(f"{source} is neither a folder of .npy files nor an .npz or .parquet file: give one of these.")
+
+
+def _member(source: Path, name: str) -> Float[np.ndarray, "n f"]:
+    where = f"{source}, array '{name}',"
+    with _damage(source), np.load(source, allow_pickle=False) as arrays:
+        return checked(arrays[name], where)

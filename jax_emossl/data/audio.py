@@ -1,0 +1,113 @@
+"""From audio to frames: `soundfile` reads, openSMILE describes. Both are imported when they are needed (`requirements-audio.txt`)."""
+
+import dataclasses
+import functools
+import importlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float
+
+from jax_emossl.errors import UserError
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aif", ".aiff", ".au")
+FEATURE_SETS = ("eGeMAPSv02", "ComParE_2016")  # of openSMILE
+HOP = 0.01  # s, of their low-level descriptors
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: soundfile without its C library
+        raise UserError(f"Audio needs the package {name}, which is not installed here: pip install -r requirements-audio.txt.") from error
+
+
+def files(folder: Path) -> list[Path]:
+    """The audio files under a folder, by their suffixes, in sorted order; UserError where there is none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give the folder of your recordings.")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise UserError(f"{folder} has no audio file ({', '.join(SUFFIXES)}): give the folder of your recordings.")
+    return found
+
+
+def read(path: Path) -> tuple[Float[np.ndarray, "n"], int]:
+    """The mean of a file's channels, and its samples per second; UserError where it is damaged, or holds no sound."""
+    soundfile = _library("soundfile")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, signal, log = file.samplerate, file.read(dtype="float32", always_2d=True), file.extra_info
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (soundfile.SoundFileError, RuntimeError, ValueError, MemoryError) as error:
+        raise UserError(f"{path} is no audio file that can be read ({' '.join(str(error).split())}): convert or remove it.") from error
+    if "should be" in log:  # libsndfile's remark on a header that promises more than there is
+        raise UserError(f"{path} is shorter than its header says: it is truncated, fetch or record it anew.")
+    if rate <= 0 or not len(signal):
+        raise UserError(f"{path} holds no sound ({len(signal)} samples at {rate} Hz): remove it.")
+    if not np.isfinite(signal).all():
+        raise UserError(f"{path} has samples that are not numbers: convert it anew.")
+    if not signal.any():
+        raise UserError(f"{path} is silent: every sample is 0, so there is nothing to describe; remove it.")
+    return signal.mean(1), rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """openSMILE's low-level descriptors of a feature set (Eyben et al. 2010); it travels with the features, and with what is trained on them."""
+
+    feature_set: str
+    version: str
+
+    @classmethod
+    def installed(cls, feature_set: str = FEATURE_SETS[0]) -> Self:
+        return cls(feature_set, _library("opensmile").__version__)
+
+    @functools.cached_property
+    def _smile(self) -> Any:
+        opensmile = _library("opensmile")
+        return opensmile.Smile(self.feature_set, opensmile.FeatureLevel.LowLevelDescriptors)
+
+    @property
+    def names(self) -> list[str]:
+        """The descriptors, in the order of the columns."""
+        return list(self._smile.feature_names)
+
+    def __call__(self, path: Path) -> Float[np.ndarray, "n f"]:
+        """One frame every 10 ms of a file; UserError as of `read`, or where it is too short for a frame."""
+        signal, rate = read(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that is too short, which is an error here
+            try:
+                frames = self._smile.process_signal(signal, rate).to_numpy(np.float32)
+            except RuntimeError as error:
+                raise UserError(
+                    f"{path} cannot be described by openSMILE ({' '.join(str(error).split())}): convert or remove it."
+                ) from error
+        if np.isnan(frames).all():
+            raise UserError(f"{path} lasts {len(signal) / rate:.3g} s, too short for a frame of openSMILE: remove it.")
+        return frames
+
+    def to_json(self) -> dict[str, str]:
+        return {"name": "opensmile", **dataclasses.asdict(self)}
+
+    @classmethod
+    def of(cls, encoded: dict, names: Sequence[str], source: object) -> Self:
+        """The extractor that makes the features of a `source` anew, from what these keep of it or, where that is nothing, from their names.
+
+        Raises UserError where that is none of ours.
+        """
+        sets = (
+            [encoded["feature_set"]] if encoded.get("name") == "opensmile" and encoded.get("feature_set") in FEATURE_SETS else FEATURE_SETS
+        )
+        for own in map(cls.installed, sets):
+            if own.names == list(names):
+                return own
+        raise UserError(
+            f"{source} was trained on features that openSMILE's {' and '.join(FEATURE_SETS)} do not give: give features instead of audio."
+        )

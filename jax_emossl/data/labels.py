@@ -1,0 +1,158 @@
+"""A table of labels: which files there are, who speaks in them, and what they carry.
+
+`labels.csv` has a column `file`, and may have `speaker`, `recording` (what is recorded in one go; without it, a speaker's files are
+one), `start` and `end` (seconds within the file; without them, the whole file), `fold` (train, valid or test), and either one column
+per emotion with intensities in [0, 3], or one column `emotion` with names, of which neutral is none.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jax_emossl.data.folds import FOLDS
+from jax_emossl.errors import UserError
+
+COLUMNS = ("file", "speaker", "recording", "start", "end", "fold")
+MAX_INTENSITY = 3.0
+_NO_EMOTION = ("neutral", "calm", "none", "no emotion")
+_DIMENSIONS = ("arousal", "valence", "dominance", "activation", "pleasure", "sentiment", "power", "expectation")
+_OTHER_NAMES = {
+    **dict.fromkeys(("happiness", "joy", "joyful"), "happy"), **dict.fromkeys(("sadness",), "sad"),
+    **dict.fromkeys(("angry", "rage"), "anger"), **dict.fromkeys(("surprised", "surprisal"), "surprise"),
+    **dict.fromkeys(("disgusted",), "disgust"), **dict.fromkeys(("fearful", "afraid", "anxiety"), "fear"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A labelled stretch of a file.
+
+    Attributes:
+      row: of the table, counted from 1 without its header.
+      start, end: seconds within the file; None = its own.
+      intensities: one per emotion, in [0, 3].
+    """
+
+    row: int
+    start: float | None
+    end: float | None
+    intensities: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """What a table says of a file: `recording` it is a part of, `speaker` by whom folds are divided, and its segments."""
+
+    name: str
+    recording: str
+    speaker: str
+    fold: str
+    segments: tuple[Segment, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Files and what they carry; no `emotions` where nothing is labelled."""
+
+    emotions: tuple[str, ...]
+    files: tuple[File, ...]
+    knows_speakers: bool
+
+    @classmethod
+    def unlabelled(cls, names: Sequence[str]) -> "Table":
+        """Of files alone: each is a recording of its own."""
+        return cls((), tuple(File(name, _entry(name), _entry(name), "", ()) for name in names), False)
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, where: object) -> "Table":
+        """The table in a data frame of texts and numbers; UserError, naming row and column, where it is none."""
+        if "file" not in frame:
+            raise UserError(f"{where} has no column 'file': add one with the name of each recording's file.")
+        if frame.empty:
+            raise UserError(f"{where} has no rows: add one for each file.")
+        emotions, intensities = _intensities(frame, where)
+        times = {name: _numbers(frame, name, where) if name in frame else [None] * len(frame) for name in ("start", "end")}
+        texts = {name: frame[name].astype(str).str.strip() for name in ("file", "recording", "speaker", "fold") if name in frame}
+        files: dict[str, File] = {}
+        for i, name in enumerate(texts["file"]):
+            start, end = (None if times[edge][i] is None else float(times[edge][i]) for edge in ("start", "end"))
+            if (start or 0) < 0 or (end is not None and end <= (start or 0)):
+                raise UserError(f"{where}, row {i + 1}, runs from {start or 0:g} s to {end:g} s: correct its start or end.")
+            own = {column: texts[column].iloc[i] for column in texts}
+            speaker = own.get("speaker") or own.get("recording") or _entry(name)
+            fold = own.get("fold", "")
+            if "fold" in own and fold not in FOLDS:
+                raise UserError(f"{where}, row {i + 1}, has the fold '{fold}': write {', '.join(FOLDS)}, or leave the column out.")
+            made = File(name, own.get("recording") or _entry(speaker), speaker, fold, ())
+            before = files.setdefault(name, made)
+            if dataclasses.replace(before, segments=()) != made:
+                raise UserError(
+                    f"{where}, row {i + 1}, gives {name} another speaker, recording or fold than a row before: make them agree."
+                )
+            segment = Segment(i + 1, start, end, tuple(map(float, intensities[i])))
+            files[name] = dataclasses.replace(before, segments=(*before.segments, segment))
+        table = cls(emotions, tuple(files.values()), bool(texts.keys() & {"speaker", "recording"}))
+        table._check_folds(where)
+        return table
+
+    @classmethod
+    def read(cls, path: Path) -> "Table":
+        """The table in a CSV file."""
+        try:
+            frame = pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error}): give a CSV file of labels.") from error
+        except (ValueError, RecursionError) as error:  # pandas' own errors are ValueErrors
+            raise UserError(f"{path} is no CSV file that can be read ({' '.join(str(error).split())[:200]}): write it anew.") from error
+        frame.columns = [str(column).strip() for column in frame.columns]
+        return cls.of(frame, path)
+
+    def _check_folds(self, where: object) -> None:
+        owner: dict[str, str] = {}
+        for file in self.files:
+            for who in (file.speaker, file.recording):
+                if owner.setdefault(who, file.fold) != file.fold:
+                    raise UserError(f"{where} has '{who}' in two folds, {owner[who]} and {file.fold}: a speaker belongs in one.")
+
+
+def _entry(name: str) -> str:
+    """A file's or speaker's name as that of a `.csd` entry, which must hold no slash."""
+    return str(Path(name).with_suffix("")).replace("/", "_").replace("\\", "_") if Path(name).suffix else name.replace("/", "_")
+
+
+def _numbers(frame: pd.DataFrame, column: str, where: object) -> np.ndarray:
+    numbers = pd.to_numeric(frame[column], errors="coerce")
+    bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(float)))
+    if len(bad):
+        raise UserError(f"{where}, row {bad[0] + 1}, column '{column}', holds '{frame[column].iloc[bad[0]]}' where a number is needed.")
+    return numbers.to_numpy(float)
+
+
+def _intensities(frame: pd.DataFrame, where: object) -> tuple[tuple[str, ...], np.ndarray]:
+    """The emotions, and each row's intensities (rows, emotions)."""
+    others = [str(column) for column in frame if column not in COLUMNS]
+    dimensional = [column for column in others if column.lower() in _DIMENSIONS]
+    if dimensional:
+        raise UserError(
+            f"{where} has the column '{dimensional[0]}', a dimension of affect, not an emotion with an intensity: leave it out."
+        )
+    if others == ["emotion"]:
+        names = [_OTHER_NAMES.get(name, name) for name in frame["emotion"].astype(str).str.strip().str.lower()]
+        if "" in names:
+            raise UserError(f"{where}, row {names.index('') + 1}, names no emotion: write one, or neutral.")
+        emotions = tuple(dict.fromkeys(name for name in names if name not in _NO_EMOTION))
+        return emotions, MAX_INTENSITY * np.array([[name == emotion for emotion in emotions] for name in names], float)
+    if "emotion" in others:
+        raise UserError(f"{where} has the column 'emotion' and others ({', '.join(c for c in others if c != 'emotion')}): keep one form.")
+    columns = [_numbers(frame, column, where) for column in others]
+    intensities = np.column_stack(columns) if columns else np.zeros((len(frame), 0))
+    bad = np.argwhere((intensities < 0) | (intensities > MAX_INTENSITY))
+    if len(bad):
+        row, column = bad[0]
+        raise UserError(
+            f"{where}, row {row + 1}, column '{others[column]}', holds {intensities[row, column]:g}: intensities lie in [0, {MAX_INTENSITY:g}]."
+        )
+    return tuple(others), intensities
