@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from jax_emossl.checkpoint import FOLDER
 from jax_emossl.data.frontend import Frontend
+from jax_emossl.data.prepared import texts
 from jax_emossl.errors import UserError
 from jax_emossl.workdir import write_atomically
 
@@ -27,6 +28,7 @@ class Card:
       classes: what the head answers; empty for a pretraining.
       reference: what the head's scores are relative to.
       num_labels: labelled segments it was trained on.
+      extractor: what made the features of the corpus, so that it can be asked for those of other recordings.
       calibration: what was chosen on the validation fold; None until the training has ended.
     """
 
@@ -41,6 +43,7 @@ class Card:
     reference: dict = dataclasses.field(default_factory=dict)
     num_labels: int = 0
     calibration: Any = None
+    extractor: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def save(self, workdir: Path) -> None:
         table = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {"frontend": self.frontend.to_json()}
@@ -60,6 +63,7 @@ class Card:
                 raise ValueError("a list of names is something else")
             if not isinstance(table["num_labels"], int):
                 raise ValueError("the number of labels is none")
+            texts(table.setdefault("extractor", {}))
             own = {"frontend": Frontend.from_json(table["frontend"]), "model": dict(table["model"]), "reference": dict(table["reference"])}
             return cls(**table | {name: tuple(part) for name, part in lists.items()} | own)
         except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:

@@ -228,7 +228,7 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"data.features is given without {' and '.join(lacking)}: give that too, or name a corpus in data.corpus.")
     first, *others = data.corpus.split("+")
     for name in [*([first] if first and lacking and not data.prepared else []), *others]:
-        corpora.module(name)  # refuses an unknown one
+        corpora.check(name)
     if config.task == "compare":
         _check_source(config.compare.pretrain_on)
 

@@ -26,13 +26,13 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from jax_emossl.data import arrays, audio, csd, datasets, labels
+from jax_emossl.data import arrays, audio, corpora, csd, datasets, labels
 from jax_emossl.data.audio import Extractor
 from jax_emossl.data.folds import FOLDS
 from jax_emossl.errors import UserError, notice, one_sentence
 from jax_emossl.workdir import write_atomically
 
-FEATURES, LABELS, FOLDS_FILE, SEGMENTS = "features.csd", "labels.csd", "folds.json", "segments.csv"
+SEGMENTS = "segments.csv"
 _GAP = 0.5  # s of nothing between the files of a recording
 _SHARE = 0.2  # of the speakers, in the validation and in the test fold
 _OVERHANG = 0.1  # s by which a segment may end after its file, as rounded times do
@@ -259,17 +259,17 @@ def _write(
         offset[file.recording] = first + length + _GAP
         seconds += length
     described = {"computational sequence description": "encoded by jax_emossl", "dataset name": out.name, **source.metadata}
-    csd.write(out / FEATURES, source.root, _recordings(source, files, kept), described)
+    csd.write(out / corpora.FEATURES, source.root, _recordings(source, files, kept), described)
     if table.emotions:
         entries = ((r, np.array(intensities[r], np.float32), np.array(spans[r])) for r in sorted(spans))
-        csd.write(out / LABELS, "All Labels", entries, {"dimension names": list(table.emotions)})
+        csd.write(out / corpora.LABELS, "All Labels", entries, {"dimension names": list(table.emotions)})
     with open(out / SEGMENTS, "w", newline="", encoding="utf-8") as stream:
         writer = text.writer(stream)
         writer.writerow(("recording", "index", "file", "start", "end"))
         writer.writerows(rows)
     there = {file.recording for file in files}
     divisions = [{fold: [r for r in own if r in there] for fold, own in division.items()} for division in divisions]
-    write_atomically(out / FOLDS_FILE, json.dumps(divisions[0], indent=1))
+    write_atomically(out / corpora.FOLDS, json.dumps(divisions[0], indent=1))
     for i, division in enumerate(divisions if len(divisions) > 1 else (), 1):
         write_atomically(out / f"folds_rotation{i}.json", json.dumps(division, indent=1))
     counts = ", ".join(f"{len(own)} {fold}" for fold, own in divisions[0].items())

@@ -84,7 +84,8 @@ class Experiment:
     def card(self) -> Card:
         seen = tuple(sorted({*self.seen, *(r for corpus, _ in self.sources for r in corpus.train_recordings)}))
         judges = tuple(sorted({*self.judges, *map(str, self.segments("valid").recordings)}))
-        own = Card(self.config.model.to_dict(), self.frontend, self.name, self.corpus.emotions, seen, judges)
+        extractor = dict(self.corpus.extractor)
+        own = Card(self.config.model.to_dict(), self.frontend, self.name, self.corpus.emotions, seen, judges, extractor=extractor)
         if not self.objective.labelled:
             return own
         labels = self.config.num_labels or len(self.corpus.fold("train"))

@@ -148,6 +148,7 @@ class _Builder:
             train_recordings=tuple(train),
             folds={},
             summary={"folds": folds, "outside": self._outside(members), "account": self.account.rows()},
+            extractor=self._extractor(),
         )
         prepared.write_description(corpus)
         return dict(corpus.summary)
@@ -212,6 +213,12 @@ class _Builder:
             statistics = Statistics.of(frames, intervals, np.broadcast_to(np.isfinite(statistics.mean), frames.shape))
         self.statistics[recording] = statistics
         return frames, intervals
+
+    def _extractor(self) -> dict[str, str]:
+        try:
+            return prepared.texts(self.features.metadata.get("extractor", {}))
+        except ValueError:
+            return {}
 
     def _outside(self, members: dict[str, list[str]]) -> dict:
         """Labelled recordings that no fold names, and their segments."""

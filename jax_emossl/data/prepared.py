@@ -51,7 +51,7 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus; `statistics` are per recording, `train_statistics` the training fold's."""
+    """A prepared corpus; `statistics` are per recording, `train_statistics` the training fold's, `extractor` made the features."""
 
     path: Path
     name: str
@@ -64,6 +64,7 @@ class Corpus:
     train_recordings: tuple[str, ...]
     folds: Mapping[str, Fold]
     summary: Mapping
+    extractor: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def fold(self, name: str) -> Fold:
         if name not in self.folds:
@@ -168,6 +169,7 @@ def write_description(corpus: Corpus) -> None:
         },
         "train_recordings": corpus.train_recordings,
         "summary": corpus.summary,
+        "extractor": dict(corpus.extractor),
     }
     (corpus.path / "corpus.json").write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
 
@@ -201,6 +203,7 @@ def load(path: str | Path) -> Corpus:
             train_recordings=_names(table["train_recordings"]),
             folds={},
             summary=dict(table["summary"]),
+            extractor=texts(table.get("extractor", {})),
         )
         names = _names(list(table["summary"]["folds"]))
         if corpus.hop is not None and not 0 < corpus.hop < np.inf:
@@ -228,6 +231,13 @@ def _names(names: list) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise ValueError("a list of different names is something else")
     return tuple(names)
+
+
+def texts(table: dict) -> dict[str, str]:
+    """Raises ValueError on anything but texts by name."""
+    if not isinstance(table, dict) or not all(isinstance(text, str) for pair in table.items() for text in pair):
+        raise ValueError("texts by name are something else")
+    return table
 
 
 def _array(file: Path, mode: str | None = None) -> np.ndarray:

@@ -82,7 +82,7 @@ class _Plan:
         config = configs.varied(whole, name, fields, data)
         experiment, rotation = build(configs.part(config, "finetune")), Path(data["folds"]).stem
         require(experiment.corpus, config.compare.fold)
-        first = out / "pretrain" / name / (data["corpus"] if "+" in whole.data.corpus else "") / rotation
+        first = out / "pretrain" / name / (corpora.short(data["corpus"]) if "+" in whole.data.corpus else "") / rotation
         source = config.compare.pretrain_on
         pretrainings = [configs.part(config, "pretrain", seed=config.seed + k) for k in range(config.compare.pretrainings)]
         own = [known.setdefault(p.to_json_best_effort(), first / (f"seed{p.seed}" if k else "")) for k, p in enumerate(pretrainings)]
@@ -109,11 +109,11 @@ class _Plan:
     @property
     def place(self) -> Path:
         """Of its files among those of other plans."""
-        return Path(self.variant, self.config.data.corpus, self.rotation)
+        return Path(self.variant, corpora.short(self.config.data.corpus), self.rotation)
 
     @property
     def words(self) -> str:
-        return " ".join(filter(None, (self.variant, self.config.data.corpus, self.rotation)))
+        return " ".join(filter(None, (self.variant, corpora.short(self.config.data.corpus), self.rotation)))
 
     def context(self) -> str:
         """What a reader must know to judge its rows."""

@@ -2,6 +2,8 @@
 
 A file `corpora/<name>.py` offers `files() -> Files`: where its features, labels and folds lie. It may offer `SETTINGS`, a dict
 of dotted fields of a comparison's config and their values on this corpus; those of `pretrain` and `finetune` hold for a run alone, too.
+
+A folder that `encode` made is a corpus, too: its path is the corpus's name in a config.
 """
 
 import dataclasses
@@ -36,6 +38,7 @@ class Files:
 
 
 OWN = ("features", "labels", "folds", "words", "label_names", "prepared")  # fields of `config.data` that belong to one corpus
+FEATURES, LABELS, FOLDS = "features.csd", "labels.csd", "folds.json"  # of a folder that `encode` made
 SETS = ("rotations", "searches")  # of folds, by which `data.folds` may name them
 
 
@@ -80,7 +83,32 @@ def targets(config: ml_collections.ConfigDict) -> list[dict[str, str]]:
 
 def name(config: ml_collections.ConfigDict) -> str:
     """The corpora's name in results: the one given, else the features' file's. A prepared corpus knows its own."""
-    return "+".join(own.corpus or Path(own.prepared or own.features).stem for own in split(config))
+    return "+".join(short(own.corpus) or Path(own.prepared or own.features).stem for own in split(config))
+
+
+def short(corpus: str) -> str:
+    """A corpus's name, of a folder without those it lies in."""
+    return Path(corpus).absolute().name if _is_folder(corpus) else corpus
+
+
+def _is_folder(corpus: str) -> bool:
+    return bool(corpus) and Path(corpus, FEATURES).is_file()
+
+
+def check(corpus: str) -> None:
+    """UserError where there is no corpus of this name, and no folder of one."""
+    if not _is_folder(corpus):
+        module(corpus)
+
+
+def _own_files(corpus: str) -> Files:
+    """Those of a named corpus (UserError if unknown), or in a folder."""
+    if not _is_folder(corpus):
+        return module(corpus).files()
+    folder = Path(corpus)
+    rotations = tuple(map(str, sorted(folder.glob("folds_rotation*.json"), key=lambda path: (len(path.name), path.name))))
+    labels = folder / LABELS
+    return Files(str(folder / FEATURES), str(labels) if labels.is_file() else "", str(folder / FOLDS), rotations)
 
 
 def files(config: ml_collections.ConfigDict) -> Files:
@@ -88,7 +116,7 @@ def files(config: ml_collections.ConfigDict) -> Files:
     given = {field: config[field] for field in ("features", "labels", "folds") if config[field]}
     if not config.corpus or len(given) == 3:
         return Files(**{"labels": "", **given})
-    return dataclasses.replace(module(config.corpus).files(), **given)
+    return dataclasses.replace(_own_files(config.corpus), **given)
 
 
 def missing(files: Files) -> list[str]:
@@ -137,7 +165,8 @@ def rotations(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
     """
     own: Sequence[str] = config.folds.split(",")
     if config.folds in SETS:
-        own = config.corpus in names() and getattr(module(config.corpus).files(), config.folds) or [""]
+        known = config.corpus in names() or _is_folder(config.corpus)
+        own = known and getattr(_own_files(config.corpus), config.folds) or [""]
     named = [(Path(folds).stem, folds) for folds in own]
     for (one, path), (other, again) in itertools.combinations(named, 2):
         if one == other:
@@ -148,7 +177,8 @@ def rotations(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
 def module(corpus: str) -> ModuleType:
     if corpus not in names():
         raise UserError(
-            f"'{corpus}' is no known corpus: choose one of {', '.join(names())}, or give data.features, data.labels and data.folds."
+            f"'{corpus}' is no known corpus: choose one of {', '.join(names())}, or give data.features, data.labels and data.folds, "
+            "or the folder of a corpus that encode made."
         )
     return importlib.import_module(f"{__name__}.{corpus}")
 
