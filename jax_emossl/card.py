@@ -12,6 +12,7 @@ from jax_emossl.errors import UserError
 from jax_emossl.workdir import write_atomically
 
 FILE = "card.json"
+NOT_A_CARD = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Card:
     extractor: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def save(self, workdir: Path) -> None:
-        table = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {"frontend": self.frontend.to_json()}
-        write_atomically(workdir / FILE, json.dumps(table, indent=1, allow_nan=False))
+        write_atomically(workdir / FILE, json.dumps(self.to_json(), indent=1, allow_nan=False))
+
+    def to_json(self) -> dict:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | {"frontend": self.frontend.to_json()}
 
     @classmethod
     def load(cls, workdir: Path) -> Self:
@@ -56,15 +59,23 @@ class Card:
         if not file.is_file() or not (workdir / FOLDER).is_dir():
             raise UserError(f"init_from is '{workdir}', which holds no checkpoint: give the workdir of a finished pretraining.")
         try:
-            table = json.loads(file.read_text(encoding="utf-8"))
-            lists = {name: table[name] for name in ("emotions", "recordings", "judges", "classes")}
-            parts = [*lists.values(), table["frontend"]["names"], [table["corpus"], table["head"]]]
-            if not all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in parts):
-                raise ValueError("a list of names is something else")
-            if not isinstance(table["num_labels"], int):
-                raise ValueError("the number of labels is none")
-            texts(table.setdefault("extractor", {}))
-            own = {"frontend": Frontend.from_json(table["frontend"]), "model": dict(table["model"]), "reference": dict(table["reference"])}
-            return cls(**table | {name: tuple(part) for name, part in lists.items()} | own)
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, *NOT_A_CARD) as error:
             raise UserError(f"{file} is damaged ({type(error).__name__}): train anew.") from error
+
+    @classmethod
+    def from_json(cls, table: dict) -> Self:
+        """Raises one of `NOT_A_CARD` on anything that `to_json` does not write."""
+        lists = {name: table[name] for name in ("emotions", "recordings", "judges", "classes")}
+        parts = [*lists.values(), table["frontend"]["names"], [table["corpus"], table["head"]]]
+        if not all(isinstance(part, list) and all(isinstance(word, str) for word in part) for part in parts):
+            raise ValueError("a list of names is something else")
+        if not isinstance(table["num_labels"], int):
+            raise ValueError("the number of labels is none")
+        own = {
+            "frontend": Frontend.from_json(table["frontend"]),
+            "model": dict(table["model"]),
+            "reference": dict(table["reference"]),
+            "extractor": texts(table.get("extractor", {})),
+        }
+        return cls(**table | {name: tuple(part) for name, part in lists.items()} | own)

@@ -74,6 +74,10 @@ class Levels:
         fits = (optimize.minimize_scalar(loss, bounds=(0, _MOST_SCALE), args=(e,), method="bounded") for e in range(scores.shape[1]))
         return [float(fit.x) for fit in fits]
 
+    def presence(self, scores: Scores, scale: Sequence[float]) -> Float[np.ndarray, "s e"]:
+        """The probability that an emotion is there at all."""
+        return special.expit(scores * np.array(scale) + np.array(self.odds)[:, 0])
+
     def decode(self, scores: Scores, scale: Sequence[float]) -> Intensities:
         """For each metric what it asks for: median, likeliest of the four classes, mean, and the median if the emotion is there."""
         values = np.array(self.values)

@@ -204,9 +204,7 @@ class _Builder:
         if self.hop is None and self.words is None and len(intervals) > 1:
             self.hop = round(float(np.median(np.diff(intervals[:, 0]))), 6) or None
         statistics = Statistics.of(frames, intervals, voiced_frames(frames, self.feature_names))
-        broken = ~np.isfinite(frames)
-        self.account.add("non-finite values replaced by the recording's mean", recording, broken.sum())
-        np.copyto(frames, np.nan_to_num(statistics.mean).astype(np.float32), where=broken)
+        self.account.add("non-finite values replaced by the recording's mean", recording, statistics.fill(frames))
         if self.words:
             frames, intervals = align.average(frames, intervals, self.words.intervals(recording))
             # A dimension without any value of its own must not count as constantly 0.

@@ -52,6 +52,12 @@ class Statistics:
             variance = np.einsum("nf,nf->f", deviation, deviation) / number
         return cls(mean, variance, covered_seconds(intervals), number.astype(np.float64))
 
+    def fill(self, frames: Float[np.ndarray, "n f"]) -> int:
+        """Puts the mean in the place of values that are not finite; returns how many there were."""
+        broken = ~np.isfinite(frames)
+        np.copyto(frames, np.nan_to_num(self.mean).astype(np.float32), where=broken)
+        return int(broken.sum())
+
     @classmethod
     def pooled(cls, parts: Sequence[Self]) -> Self:
         """Statistics of all the parts' values together."""

@@ -101,6 +101,9 @@ class LabelledObjective(Objective, Protocol):
     def decode(self, scores: np.ndarray, calibration: Any) -> dict[str, np.ndarray]:
         """All that intervals are computed from, per segment: the scores and what is read off them."""
 
+    def answer(self, scores: np.ndarray, calibration: Any) -> dict[str, np.ndarray]:
+        """What people read, per segment and class (S, C)."""
+
     def constant(self, labels: np.ndarray, train_labels: np.ndarray) -> Report:
         """The metrics of the best predictor that ignores the features."""
 
@@ -111,6 +114,11 @@ class LabelledObjective(Objective, Protocol):
 def make(config: ml_collections.ConfigDict, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Objective:
     """The objective that `config.name` names."""
     return importlib.import_module(f"{__name__}.{config.name}").make(config, encoder, frontend, corpus)
+
+
+def restore(config: ml_collections.ConfigDict, encoder: nn.Module, **card: Any) -> LabelledObjective:
+    """The labelled objective of a run, from its config and what its `card` has of `emotions`, `head`, `classes` and `reference`."""
+    return importlib.import_module(f"{__name__}.{config.name}").restore(config, encoder, **card)
 
 
 def assess(objective: Objective, outputs: Outputs, labels: np.ndarray) -> tuple[float, Any, dict]:

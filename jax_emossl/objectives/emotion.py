@@ -143,6 +143,12 @@ class Intensity(_Emotion):
         made = self._decoded(scores, calibration)
         return {"scores": scores.astype(np.float32), "median": made.median.astype(np.float32), "four_class": made.four_class}
 
+    def answer(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> dict[str, np.ndarray]:
+        """Per emotion (S, E): median and mean intensity, whether it is called present and, of distributions, how probable that is."""
+        made, threshold = self._decoded(scores, calibration), [np.nan if t is None else t for t in calibration["threshold"]]
+        probability = {"probability": self.levels.presence(scores, calibration["scale"])} if self.ordinal else {}
+        return {"intensity": made.median, "mean": made.mean, "present": scores >= np.array(threshold), **probability}
+
     def labels_of(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> Float[np.ndarray, "s e"]:
         return self._decoded(scores, calibration).median.astype(np.float32)
 
@@ -192,6 +198,11 @@ class Category(_Emotion):
         logits = [special.log_softmax(calibration["scale"] * own, 1) for own, calibration in zip(scores, calibrations, strict=True)]
         return special.logsumexp(logits, 0) - np.log(len(logits))
 
+    def answer(self, scores: Float[np.ndarray, "s c"], calibration: dict[str, float]) -> dict[str, np.ndarray]:
+        """Per class (S, C): its probability, and whether it is the likeliest."""
+        probability = special.softmax(calibration["scale"] * scores, 1)
+        return {"probability": probability, "present": np.arange(len(self.classes)) == probability.argmax(1)[:, None]}
+
     def labels_of(self, scores: Float[np.ndarray, "s c"], calibration: dict[str, float]) -> Float[np.ndarray, "s e"]:
         rows = [[metrics.MAX_INTENSITY * (emotion == name) for emotion in self.emotions] for name in self.classes]
         return np.array(rows, np.float32)[scores.argmax(1)]
@@ -226,11 +237,24 @@ def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Inte
     metric = config.selection or _SELECTION[head][0]
     if metric not in _SELECTION[head]:
         raise UserError(f"objective.selection is '{metric}': choose one of {', '.join(_SELECTION[head])}.")
-    if head == "intensity":
-        levels = Levels.of(labels)
-        if len(levels.values) == 1:
-            raise UserError(f"Every intensity of the training fold of {corpus.name} is 0: correct its labels or folds.")
-        return Intensity(encoder, corpus.emotions, corpus.emotions, config.dropout, metric, levels, config.loss)
+    levels = Levels.of(labels)
+    if head == "intensity" and len(levels.values) == 1:
+        raise UserError(f"Every intensity of the training fold of {corpus.name} is 0: correct its labels or folds.")
     present = set(category_names(labels, corpus.emotions))
     classes = tuple(name for name in dict.fromkeys((NEUTRAL, *corpus.emotions)) if name in present)
-    return Category(encoder, corpus.emotions, classes, config.dropout, metric)
+    own = (corpus.emotions, levels) if head == "intensity" else (classes, None)
+    return _answering(config, encoder, corpus.emotions, head, metric, *own)
+
+
+def restore(
+    config, encoder: nn.Module, emotions: Sequence[str], head: str, classes: Sequence[str], reference: dict
+) -> Intensity | Category:
+    """The objective that a run's card tells of; KeyError, TypeError or ValueError where it is none of ours."""
+    levels = Levels.from_json(reference, len(emotions)) if head == "intensity" else None
+    return _answering(config, encoder, tuple(emotions), head, _SELECTION[head][0], tuple(classes), levels)
+
+
+def _answering(config, encoder, emotions, head, metric, classes, levels) -> Intensity | Category:
+    if head == "intensity":
+        return Intensity(encoder, emotions, classes, config.dropout, metric, levels, config.loss)
+    return Category(encoder, emotions, classes, config.dropout, metric)

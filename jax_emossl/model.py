@@ -1,0 +1,253 @@
+"""A trained model for use: frames of anybody's recordings in, emotions or embeddings out.
+
+    from jax_emossl import load_model
+    model = load_model("runs/finetune")   # or a folder that jax_emossl.share wrote
+    model(features)                       # (frames, F), as the model's corpus was encoded -> dict of arrays
+    model.encode(features)["pooled"]      # one vector
+
+No corpus and no TensorFlow are needed.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import jax
+import ml_collections
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from jax_emossl import __version__, checkpoint, encoders, objectives, workdir
+from jax_emossl.card import FILE, NOT_A_CARD, Card
+from jax_emossl.data import align
+from jax_emossl.data.arrays import checked
+from jax_emossl.data.batches import Segments
+from jax_emossl.data.indices import padded_length
+from jax_emossl.data.prepared import Corpus, Fold
+from jax_emossl.data.statistics import Statistics, voiced_frames
+from jax_emossl.errors import UserError
+from jax_emossl.objectives import LabelledObjective, Params, Variables
+from jax_emossl.predictor import predict
+from jax_emossl.representation import represent
+
+Features = Float[np.ndarray, "n f"]
+WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
+_SIZES = (32, 1.25)  # rows of a batch, and growth of padded lengths
+_FOLD = "given"
+
+
+class Recording(NamedTuple):
+    """What is asked of a recording.
+
+    Attributes:
+      name: in messages.
+      frames: (n, F) as its features were encoded.
+      spans: (S, 2) seconds of the stretches that are answered for; None = the whole recording, as one.
+      intervals: (n, 2) seconds of the frames, sorted by start; None = one after another from 0 s, as the model's own lie.
+    """
+
+    name: str
+    frames: Features
+    spans: Float[np.ndarray, "s 2"] | None = None
+    intervals: Float[np.ndarray, "n 2"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """An encoder with or without a head; `card` says what it was trained on.
+
+    Attributes:
+      objective: the config fields of what its head learned, as they stand in a run's config.
+      variables: parameters and constants of its best step (NumPy).
+    """
+
+    card: Card
+    objective: dict
+    variables: Variables
+
+    @classmethod
+    def of_run(cls, folder: Path) -> Self:
+        """The best step of a training; UserError where the folder is none's."""
+        card = Card.load(folder)
+        best = checkpoint.load_best(folder)
+        objective = workdir.read_config(folder).objective.to_dict()
+        return cls(dataclasses.replace(card, calibration=best.calibration), objective, best.variables).checked(folder)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self:
+        """What `save` wrote; UserError where a file is missing or damaged."""
+        try:
+            table = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            if table["format"] != FORMAT:
+                raise UserError(f"{folder / CONFIG} has format {str(table['format'])[:20]!r} where {FORMAT} is read: share the model anew.")
+            card, objective = Card.from_json(table["card"]), dict(table["objective"])
+            variables = {"params": {}, "constants": {}} | _nested(load_file(folder / WEIGHTS))
+        except (OSError, SafetensorError, *NOT_A_CARD) as error:
+            raise UserError(
+                f"{folder} is no model folder of this project, or damaged ({type(error).__name__}): share the model anew."
+            ) from error
+        return cls(card, objective, variables).checked(folder)
+
+    def save(self, folder: Path) -> None:
+        """Writes weights (`safetensors`: nothing in them is ever executed) and all that belongs to them."""
+        table = {"format": FORMAT, "version": __version__, "card": self.card.to_json(), "objective": self.objective}
+        (folder / CONFIG).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
+        save_file({name: np.ascontiguousarray(array) for name, array in _flat(self.variables).items()}, folder / WEIGHTS)
+
+    def checked(self, source: Path) -> Self:
+        """Itself; UserError where its parts do not belong together."""
+        try:
+            inputs = np.zeros((1, 2, self.card.frontend.dimension), np.float32), np.full(1, 2, np.int32)
+            if self.card.head:
+                example = dict(zip(("features", "num_steps"), inputs, strict=True))
+                wanted = jax.eval_shape(lambda: self._objective.init(jax.random.key(0), example))
+                own = self.variables["params"]
+            else:
+                wanted = jax.eval_shape(lambda: self._encoder.init(jax.random.key(0), *inputs))["params"]
+                own = self.variables["params"]["encoder"]
+        except (*NOT_A_CARD, ImportError) as error:
+            raise UserError(
+                f"{source} does not describe a model of this version ({type(error).__name__}): train or share it anew."
+            ) from error
+        if checkpoint.shapes(own) != checkpoint.shapes(wanted):
+            raise UserError(f"{source} holds weights of other shapes than this version makes of its config: train or share it anew.")
+        return self
+
+    @functools.cached_property
+    def _encoder(self):
+        return encoders.make(ml_collections.ConfigDict(self.card.model), 0.0)
+
+    @functools.cached_property
+    def _objective(self) -> LabelledObjective:
+        own = {name: getattr(self.card, name) for name in ("emotions", "head", "classes", "reference")}
+        return objectives.restore(ml_collections.ConfigDict(self.objective), self._encoder, **own)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the columns of its answers stand for: emotions or, of a category, neutral among them; none of a pretraining."""
+        return self.card.classes
+
+    @property
+    def encoder_params(self) -> Params:
+        return self.variables["params"]["encoder"]
+
+    def intervals(self, number: int) -> Float[np.ndarray, "n 2"]:
+        """Seconds of so many frames, one after another."""
+        start = self.card.frontend.frame_seconds * np.arange(number)
+        return np.column_stack([start, start + self.card.frontend.frame_seconds])
+
+    def __call__(self, features: Features | Sequence[Features]) -> dict[str, np.ndarray]:
+        """What is said of a recording: arrays (C,) over `classes`, or (R, C) of several recordings.
+
+        Intensities: `intensity` (median) and `mean` in [0, 3], `probability` that the emotion is there, and `present`. A category:
+        `probability` and `present`, the likeliest. Always also `scores`, of which these are read.
+
+        Args:
+          features: (n, F) frames of a recording, its columns those of `card.frontend.names`, or a sequence of several recordings.
+        """
+        alone = isinstance(features, np.ndarray)
+        made = self.predict([Recording("the features", own) for own in ([features] if alone else features)])
+        return {name: values[0] for name, values in made.items()} if alone else made
+
+    def encode(self, features: Features | Sequence[Features]) -> dict:
+        """Embeddings of a recording: `pooled` (P,), mean and deviation of every layer, and `sequence` (T, W), the last layer's model steps.
+
+        Of several recordings `pooled` is (R, P) and `sequence` a list.
+        """
+        alone = isinstance(features, np.ndarray)
+        segments = self._segments([Recording("the features", own) for own in ([features] if alone else features)])
+        pooled = represent(self._encoder, self.encoder_params, {_FOLD: segments}, *_SIZES)[_FOLD]
+        sequence = [self._sequence(segments.steps(i)) for i in range(len(segments))]
+        return {"pooled": pooled[0], "sequence": sequence[0]} if alone else {"pooled": pooled, "sequence": sequence}
+
+    def _sequence(self, steps: Float[np.ndarray, "t d"]) -> Float[np.ndarray, "t w"]:
+        padded = np.zeros((1, padded_length(len(steps), _SIZES[1]), steps.shape[1]), np.float32)
+        padded[0, : len(steps)] = steps
+        return np.asarray(self._apply(self.encoder_params, padded, np.array([len(steps)], np.int32)))[0, : len(steps)]
+
+    @functools.cached_property
+    def _apply(self):
+        return jax.jit(lambda params, features, num_steps: self._encoder.apply({"params": params}, features, num_steps).layers[-1])
+
+    def predict(self, recordings: Sequence[Recording]) -> dict[str, np.ndarray]:
+        """As `model(...)`, of all recordings' stretches one after another (S, C).
+
+        Features and pooled representations of a recording are normalised by its own statistics, shrunk toward the training fold's by
+        its seconds; other recordings never matter.
+        """
+        if not self.card.head:
+            raise UserError(f"This model was pretrained on {self.card.corpus} and has no head: fine-tune it, or use its encode.")
+        segments = self._segments(recordings)
+        (outputs,) = predict(self._objective, [self.variables], [segments], *_SIZES)
+        scores = np.asarray(outputs["scores"], np.float64)
+        return {"scores": scores, **self._objective.answer(scores, self.card.calibration)}
+
+    def _segments(self, recordings: Sequence[Recording]) -> Segments:
+        """The stretches as a fold's segments; UserError where frames do not fit the model or a stretch has none."""
+        frontend, statistics, parts, names, spans = self.card.frontend, {}, [], [], []
+        for i, recording in enumerate(recordings):
+            frames = np.array(checked(np.asarray(recording.frames), recording.name))  # a copy, which is filled
+            if frames.shape[1] != len(frontend.names):
+                raise UserError(
+                    f"{recording.name} has {frames.shape[1]} features where the model reads {len(frontend.names)}: encode it alike."
+                )
+            intervals = self.intervals(len(frames)) if recording.intervals is None else recording.intervals
+            key = f"{i:09d}"
+            statistics[key] = Statistics.of(frames, intervals, voiced_frames(frames, frontend.names))
+            statistics[key].fill(frames)
+            asked = np.array([[intervals[0, 0], intervals[:, 1].max()]]) if recording.spans is None else recording.spans
+            for span, positions in zip(asked, align.overlapping(intervals, asked), strict=True):
+                if not len(positions):
+                    raise UserError(f"{recording.name} has no frame between {span[0]:g} s and {span[1]:g} s: correct the times.")
+                parts.append(align.take(frames, positions))
+                names.append(key)
+                spans.append(span)
+        labels = np.zeros((len(parts), len(self.card.emotions)), np.float32)
+        offsets = np.cumsum([0, *map(len, parts)])
+        fold = Fold(np.concatenate(parts), offsets, labels, names, np.arange(len(parts)), np.array(spans))
+        corpus = Corpus(
+            Path(),
+            _FOLD,
+            False,
+            frontend.names,
+            self.card.emotions,
+            frontend.frame_seconds,
+            frontend.train,
+            statistics,
+            (),
+            {_FOLD: fold},
+            {},
+        )
+        return Segments(corpus, [_FOLD], frontend)
+
+
+def load_model(path: str | Path) -> Model:
+    """The model of a training's workdir, or of a folder that `share` wrote; UserError where it is neither, or damaged."""
+    folder = Path(path)
+    if (folder / WEIGHTS).is_file():
+        return Model.of_folder(folder)
+    if not (folder / FILE).is_file():
+        raise UserError(f"{folder} holds no model: give the workdir of a training, or a folder that jax_emossl.share wrote.")
+    return Model.of_run(folder)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of nested dicts, under their joined names."""
+    arrays = {}
+    for name, value in tree.items():
+        arrays |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: np.asarray(value)}
+    return arrays
+
+
+def _nested(arrays: dict[str, np.ndarray]) -> dict:
+    """What `_flat` made flat."""
+    tree: dict = {}
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        functools.reduce(lambda inner, folder: inner.setdefault(folder, {}), folders, tree)[last] = array
+    return tree

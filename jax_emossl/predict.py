@@ -1,0 +1,239 @@
+"""The command that asks a trained model about recordings: audio, `.csd` or `.npy` in; tables, figures and a page out.
+
+    DIR/predictions.csv, .json   a row per segment: what is said of each emotion
+    DIR/over_time.csv, .json     the same of windows that slide over every recording
+    DIR/figures/*.png            the emotions of every recording over time
+    DIR/index.html               with --html: all of it on one page that needs no network, audio to be played in place
+
+Features and pooled representations are normalised by the recording's own statistics, shrunk toward those of the model's training
+fold by its seconds: other recordings never matter, and a short one is left almost as it is.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from tqdm import tqdm
+
+from jax_emossl import memory, page
+from jax_emossl.data import arrays, audio, csd, labels
+from jax_emossl.data.audio import Extractor
+from jax_emossl.data.prepared import new_folder
+from jax_emossl.errors import UserError, notice, one_sentence
+from jax_emossl.model import Model, Recording, load_model
+
+_SAME_HOP = 0.01  # by which hops may differ, relatively
+_EXAMPLE = """
+examples:
+  python -m jax_emossl.predict --run runs/finetune interview.wav --out said/ --html
+  python -m jax_emossl.predict --run runs/finetune corpus/features.csd --segments corpus/labels.csd --out said/
+"""
+
+
+class Said(NamedTuple):
+    """What a model says of one recording.
+
+    Attributes:
+      source: the file it is in.
+      segments, windows: (S, 2) seconds, and by name what is said of them (S, C).
+    """
+
+    name: str
+    source: Path
+    recording: Recording
+    segments: tuple[Float[np.ndarray, "s 2"], dict[str, np.ndarray]]
+    windows: tuple[Float[np.ndarray, "w 2"], dict[str, np.ndarray]]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jax_emossl.predict",
+        description="Asks a trained model what emotions recordings carry, as a whole (or per segment) and over time.",
+        epilog=f"{__doc__}{_EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="audio files or folders of them, .csd or .npy features")
+    parser.add_argument("--run", required=True, type=Path, help="workdir of a fine-tuning, or a folder that jax_emossl.share wrote")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
+    parser.add_argument(
+        "--segments",
+        type=Path,
+        metavar="T",
+        help="what is a segment: a table file,start,end (.csv), or the rows of a .csd; default: each whole recording",
+    )
+    parser.add_argument("--window", type=float, default=4.0, metavar="S", help="seconds of a sliding window (default: %(default)g)")
+    parser.add_argument("--step", type=float, default=1.0, metavar="S", help="seconds from one window to the next (default: %(default)g)")
+    parser.add_argument("--html", action="store_true", help="write also index.html, to look at and listen to")
+    return parser
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Predicts what the arguments say and prints a summary; UserError where an input is damaged or does not fit the model."""
+    args = _parser().parse_args(argv)
+    if not (0 < args.step < math.inf and 0 < args.window < math.inf):
+        raise UserError(f"--window {args.window:g} and --step {args.step:g} must be positive seconds.")
+    memory.keep_freed()
+    model = load_model(args.run)
+    if not model.card.head:
+        raise UserError(f"{args.run} is a pretraining, which says nothing of emotions: give the workdir of a fine-tuning.")
+    with new_folder(args.out, overwrite=False) as out:
+        begun = time.perf_counter()
+        sources = list(_recordings(model, args.run, args.inputs, _asked(args.segments)))
+        encoded = time.perf_counter()
+        said = answers(model, sources, args.window, args.step)
+        predicted = time.perf_counter()
+        _write(out, model, said, args.html)
+    seconds = sum(own.recording.intervals[-1, 1] for own in said)
+    print(pd.DataFrame(_rows(model, said, "segments")).head(20).to_string(index=False, float_format="{:.3f}".format))
+    print(
+        f"{len(said)} recordings, {seconds / 60:.1f} minutes: read in {encoded - begun:.2f} s, predicted in {predicted - encoded:.2f} s; normalised "
+        f"by its own frames, a recording of n s with the weight n/(n + {model.card.frontend.prior:g}).\nPredictions: {args.out}"
+    )
+
+
+def answers(model: Model, sources: Sequence[tuple[str, Path, Recording]], window: float, step: float) -> list[Said]:
+    """What the model says of recordings, of their segments and of windows that slide over them (seconds)."""
+    by_name = []
+    for name, source, own in sources:
+        own = own if own.intervals is not None else own._replace(intervals=model.intervals(len(own.frames)))
+        segments = np.array([[own.intervals[0, 0], own.intervals[:, 1].max()]]) if own.spans is None else own.spans
+        by_name.append((name, source, own, segments, _windows(own.intervals, window, step)))
+    made = [model.predict([own._replace(spans=spans[which]) for _, _, own, *spans in by_name]) for which in (0, 1)]
+    said, first = [], [0, 0]
+    for name, source, own, *spans in by_name:
+        parts = []
+        for which in (0, 1):
+            stop = first[which] + len(spans[which])
+            parts.append((spans[which], {key: values[first[which] : stop] for key, values in made[which].items()}))
+            first[which] = stop
+        said.append(Said(name, source, own, *parts))
+    return said
+
+
+def _windows(intervals: Float[np.ndarray, "n 2"], window: float, step: float) -> Float[np.ndarray, "w 2"]:
+    """Windows that hold a frame; one of the whole recording where that is no longer than a window."""
+    start, end = intervals[0, 0], intervals[:, 1].max()
+    firsts = start + step * np.arange(max(0, math.floor((end - start - window) / step + 1e-9)) + 1)
+    spans = np.column_stack([firsts, np.minimum(firsts + window, end)])
+    middle = intervals.mean(1)
+    return spans[[np.any((middle > a) & (middle < b)) for a, b in spans]]
+
+
+def _asked(path: Path | None) -> dict[str, Float[np.ndarray, "s 2"]]:
+    """The segments of each file (of a table) or entry (of a `.csd`), by name."""
+    if path is None:
+        return {}
+    if path.suffix == ".csd":
+        with csd.Sequence(path) as rows:
+            return {entry: rows.intervals(entry) for entry in rows.ids}
+    table = labels.Table.read(path)
+    spans = {}
+    for file in table.files:
+        if any(segment.start is None or segment.end is None for segment in file.segments):
+            raise UserError(f"{path}, row {file.segments[0].row}, has no start and end: add these columns, in seconds.")
+        spans[file.name] = np.array([[segment.start, segment.end] for segment in file.segments])
+    return spans
+
+
+def _recordings(
+    model: Model, run: Path, inputs: Sequence[Path], asked: dict[str, Float[np.ndarray, "s 2"]]
+) -> Iterator[tuple[str, Path, Recording]]:
+    """Every recording of the inputs: its name, its file, and what is asked of it."""
+    files = [file for path in inputs for file in (audio.files(path) if path.is_dir() else [path])]
+    extractor, there = None, set()
+    for path in tqdm(files, desc="reading", unit="file", leave=False, disable=None):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist or is not a file: give audio, .csd or .npy files.")
+        if path.suffix == ".csd":
+            found = list(_entries(model, path))
+        elif path.suffix == ".npy":
+            found = [(path.name, Recording(str(path), arrays.read(path)))]
+        elif path.suffix.lower() in audio.SUFFIXES:
+            extractor = extractor or _extractor(model, run)
+            found = [(path.name, Recording(str(path), extractor(path)))]
+        else:
+            raise UserError(f"{path} is neither audio ({', '.join(audio.SUFFIXES)}) nor .csd nor .npy: give one of these.")
+        for name, recording in found:
+            if asked and name not in asked:
+                raise UserError(f"--segments names no segment of {name}: add it, or leave the input out.")
+            there.add(name)
+            yield name, path, recording._replace(spans=asked.get(name))
+    if left := sorted(set(asked) - there):
+        notice(f"--segments names {len(left)} recordings that are not among the inputs, {left[0]} the first.")
+
+
+def _extractor(model: Model, run: Path) -> Extractor:
+    card = model.card
+    extractor = Extractor.of(card.extractor, card.frontend.names, run)
+    if (version := card.extractor.get("version", extractor.version)) != extractor.version:
+        notice(f"the model's features were made by openSMILE {version}; {extractor.version} is installed, which may differ.")
+    return extractor
+
+
+def _entries(model: Model, path: Path) -> Iterator[tuple[str, Recording]]:
+    frontend = model.card.frontend
+    with csd.Sequence(path) as features:
+        if isinstance(names := features.metadata.get("dimension names"), list):
+            frontend.check_features(names, "the model", str(path))
+        for entry in features.ids:
+            frames, intervals = features.read(entry)
+            order = np.argsort(intervals[:, 0], kind="stable")
+            frames, intervals = frames[order], intervals[order]
+            hop = float(np.median(np.diff(intervals[:, 0]))) if len(intervals) > 1 else frontend.frame_seconds
+            if not math.isclose(hop, frontend.frame_seconds, rel_tol=_SAME_HOP):
+                raise UserError(
+                    f"{path} has frames every {hop:g} s where the model reads one every {frontend.frame_seconds:g} s: encode it alike."
+                )
+            yield entry, Recording(f"{path}, entry '{entry}',", frames, None, intervals)
+
+
+def _rows(model: Model, said: Sequence[Said], which: str) -> list[dict]:
+    """One flat row per segment or window."""
+    rows = []
+    for own in said:
+        spans, made = getattr(own, which)
+        for i, (start, end) in enumerate(spans):
+            row = {"recording": own.name, "start": round(float(start), 6), "end": round(float(end), 6)}
+            if "intensity" not in made:
+                row["category"] = model.classes[made["present"][i].argmax()]
+            for name in ("intensity", "mean", "probability", "present"):
+                if name in made:
+                    row |= {f"{emotion}_{name}": made[name][i, c].item() for c, emotion in enumerate(model.classes)}
+            rows.append(row)
+    return rows
+
+
+def _write(out: Path, model: Model, said: Sequence[Said], html: bool) -> None:
+    for name, which in (("predictions", "segments"), ("over_time", "windows")):
+        rows = _rows(model, said, which)
+        pd.DataFrame(rows).to_csv(out / f"{name}.csv", index=False)
+        (out / f"{name}.json").write_text(json.dumps(rows, indent=1, allow_nan=False), encoding="utf-8")
+    (out / "figures").mkdir()
+    for i, own in enumerate(tqdm(said, desc="drawing", unit="figure", leave=False, disable=None)):
+        page.figure(
+            model.classes, own.windows, f"{own.name}, by {model.card.corpus}", out / "figures" / f"{i:04d}_{Path(own.name).stem}.png"
+        )
+    if html:
+        (out / "index.html").write_text(page.page(model, said), encoding="utf-8")
+
+
+def main() -> None:
+    """Command line; exits with 2 and one sentence on a user's mistake."""
+    with one_sentence():
+        try:
+            run()
+        except KeyboardInterrupt:
+            print("Interrupted: nothing was written.", file=sys.stderr)
+            sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
