@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from jax_emossl import __version__, checkpoint, encoders, objectives, workdir
 from jax_emossl.card import FILE, NOT_A_CARD, Card
@@ -97,7 +98,8 @@ class Model:
         """Writes weights (`safetensors`: nothing in them is ever executed) and all that belongs to them."""
         table = {"format": FORMAT, "version": __version__, "card": self.card.to_json(), "objective": self.objective}
         (folder / CONFIG).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
-        save_file({name: np.ascontiguousarray(array) for name, array in _flat(self.variables).items()}, folder / WEIGHTS)
+        weights = {name: np.ascontiguousarray(array) for name, array in _flat(self.variables).items()}
+        (folder / WEIGHTS).write_bytes(save(weights))
 
     def checked(self, source: Path) -> Self:
         """Itself; UserError where its parts do not belong together."""
@@ -105,7 +107,7 @@ class Model:
             inputs = np.zeros((1, 2, self.card.frontend.dimension), np.float32), np.full(1, 2, np.int32)
             if self.card.head:
                 example = dict(zip(("features", "num_steps"), inputs, strict=True))
-                wanted = jax.eval_shape(lambda: self._objective.init(jax.random.key(0), example))
+                wanted = jax.eval_shape(lambda: self.trained.init(jax.random.key(0), example))
                 own = self.variables["params"]
             else:
                 wanted = jax.eval_shape(lambda: self._encoder.init(jax.random.key(0), *inputs))["params"]
@@ -123,7 +125,7 @@ class Model:
         return encoders.make(ml_collections.ConfigDict(self.card.model), 0.0)
 
     @functools.cached_property
-    def _objective(self) -> LabelledObjective:
+    def trained(self) -> LabelledObjective:
         own = {name: getattr(self.card, name) for name in ("emotions", "head", "classes", "reference")}
         return objectives.restore(ml_collections.ConfigDict(self.objective), self._encoder, **own)
 
@@ -183,9 +185,12 @@ class Model:
         if not self.card.head:
             raise UserError(f"This model was pretrained on {self.card.corpus} and has no head: fine-tune it, or use its encode.")
         segments = self._segments(recordings)
-        (outputs,) = predict(self._objective, [self.variables], [segments], *_SIZES)
-        scores = np.asarray(outputs["scores"], np.float64)
-        return {"scores": scores, **self._objective.answer(scores, self.card.calibration)}
+        (outputs,) = predict(self.trained, [self.variables], [segments], *_SIZES)
+        return jax.device_get({"scores": outputs["scores"], **self.answer(outputs["scores"])})
+
+    def answer(self, scores: Float[Array, "s c"]) -> dict[str, Array]:
+        """What is read of the scores, see `__call__`."""
+        return self.trained.answer(jnp.asarray(scores), self.card.calibration)
 
     def _segments(self, recordings: Sequence[Recording]) -> Segments:
         """The stretches as a fold's segments; UserError where frames do not fit the model or a stretch has none."""

@@ -74,9 +74,12 @@ class Levels:
         fits = (optimize.minimize_scalar(loss, bounds=(0, _MOST_SCALE), args=(e,), method="bounded") for e in range(scores.shape[1]))
         return [float(fit.x) for fit in fits]
 
-    def presence(self, scores: Scores, scale: Sequence[float]) -> Float[np.ndarray, "s e"]:
-        """The probability that an emotion is there at all."""
-        return special.expit(scores * np.array(scale) + np.array(self.odds)[:, 0])
+    def answer(self, scores: Float[Array, "s e"], scale: Sequence[float]) -> dict[str, Float[Array, "s e"]]:
+        """For people: median and mean intensity, and the probability that the emotion is there at all (JAX)."""
+        values = jnp.array(self.values, jnp.float32)
+        above = jax.nn.sigmoid(scores[..., None] * jnp.array(scale)[:, None] + jnp.array(self.odds, jnp.float32))
+        mean = values[0] + above @ jnp.diff(values)
+        return {"intensity": values[(above > 0.5).sum(-1)], "mean": mean, "probability": above[..., 0]}
 
     def decode(self, scores: Scores, scale: Sequence[float]) -> Intensities:
         """For each metric what it asks for: median, likeliest of the four classes, mean, and the median if the emotion is there."""

@@ -122,6 +122,8 @@ def _windows(intervals: Float[np.ndarray, "n 2"], window: float, step: float) ->
     """Windows that hold a frame; one of the whole recording where that is no longer than a window."""
     start, end = intervals[0, 0], intervals[:, 1].max()
     firsts = start + step * np.arange(max(0, math.floor((end - start - window) / step + 1e-9)) + 1)
+    if end - firsts[-1] > window + 1e-6:
+        firsts = np.append(firsts, end - window)  # so that the last is heard, too
     spans = np.column_stack([firsts, np.minimum(firsts + window, end)])
     middle = intervals.mean(1)
     return spans[[np.any((middle > a) & (middle < b)) for a, b in spans]]

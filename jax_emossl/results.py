@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
+import pandas as pd
 from tabulate import tabulate
 
 from jax_emossl import __version__, workdir
@@ -50,7 +51,9 @@ def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of the code that runs, marked where it was changed since; None outside a repository."""
+    """The commit of the code that runs, marked where it was changed since; None where that is installed, outside its repository."""
+    if not (Path(__file__).parents[1] / ".git").exists():
+        return None
     command = ["git", "describe", "--always", "--dirty=, changed since", "--exclude=*", "--abbrev=7"]
     try:
         return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=True, text=True).stdout.strip() or None
@@ -90,6 +93,23 @@ def read(path: Path) -> dict:
     if not sound:
         raise UserError(f"{path} is not of the form that README documents: run the experiment anew.")
     return table
+
+
+def frame(path: str | Path) -> pd.DataFrame:
+    """The rows of a results.json, or of the one in a workdir, as a data frame, for plots and tests of your own.
+
+    A column per field and metric; those of an emotion are `<metric>_<emotion>`, what validation chose is `selection_<field>`.
+    """
+    path = Path(path)
+    rows = []
+    for row in read(path / RESULTS_FILE if path.is_dir() else path)["runs"]:
+        flat = {name: value for name, value in row.items() if name not in ("metrics", "undefined", "selection")}
+        flat |= {f"selection_{name}": value for name, value in (row["selection"] or {}).items()}
+        flat |= {name: value for name, value in row["metrics"].items() if name not in ("per_emotion", "confusion")}
+        for emotion, own in row["metrics"].get("per_emotion", {}).items():
+            flat |= {f"{name}_{emotion}": value for name, value in own.items()}
+        rows.append(flat)
+    return pd.DataFrame(rows)
 
 
 def _is_row(row: dict) -> bool:

@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_emossl.encoders import Encoded
@@ -28,16 +27,16 @@ def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
     return x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)
 
 
-def locality(length: int, heads: int) -> Float[np.ndarray, "h t t"]:
+def locality(length: int, heads: int) -> Float[Array, "h t t"]:
     """Bias of every head toward near steps: even heads look back, odd heads ahead, the later ones farther.
 
     Linear in the distance as in ALiBi (Press et al. 2022, arXiv 2108.12409), here with a direction. Without
     it, learning to interpolate across a mask starts with a long plateau.
     """
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
-    head = np.arange(heads)[:, None, None]
-    ahead = np.where(head % 2 == 0, distance > 0, distance < 0)
-    return (-(0.5 ** (1 + 2 * (head // 2))) * np.abs(distance) - _WRONG_WAY * ahead).astype(np.float32)
+    distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
+    head = jnp.arange(heads)[:, None, None]
+    ahead = jnp.where(head % 2 == 0, distance > 0, distance < 0)
+    return -(0.5 ** (1 + 2 * (head // 2))) * jnp.abs(distance) - _WRONG_WAY * ahead
 
 
 class Attention(nn.Module):

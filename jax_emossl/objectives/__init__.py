@@ -101,8 +101,8 @@ class LabelledObjective(Objective, Protocol):
     def decode(self, scores: np.ndarray, calibration: Any) -> dict[str, np.ndarray]:
         """All that intervals are computed from, per segment: the scores and what is read off them."""
 
-    def answer(self, scores: np.ndarray, calibration: Any) -> dict[str, np.ndarray]:
-        """What people read, per segment and class (S, C)."""
+    def answer(self, scores: Array, calibration: Any) -> dict[str, Array]:
+        """What people read, per segment and class (S, C); in JAX, so that it can be exported."""
 
     def constant(self, labels: np.ndarray, train_labels: np.ndarray) -> Report:
         """The metrics of the best predictor that ignores the features."""

@@ -143,11 +143,12 @@ class Intensity(_Emotion):
         made = self._decoded(scores, calibration)
         return {"scores": scores.astype(np.float32), "median": made.median.astype(np.float32), "four_class": made.four_class}
 
-    def answer(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> dict[str, np.ndarray]:
+    def answer(self, scores: Float[Array, "s e"], calibration: dict[str, list]) -> dict[str, Array]:
         """Per emotion (S, E): median and mean intensity, whether it is called present and, of distributions, how probable that is."""
-        made, threshold = self._decoded(scores, calibration), [np.nan if t is None else t for t in calibration["threshold"]]
-        probability = {"probability": self.levels.presence(scores, calibration["scale"])} if self.ordinal else {}
-        return {"intensity": made.median, "mean": made.mean, "present": scores >= np.array(threshold), **probability}
+        threshold = jnp.array([jnp.nan if t is None else t for t in calibration["threshold"]])
+        clipped = jnp.clip(scores, 0, metrics.MAX_INTENSITY)
+        said = self.levels.answer(scores, calibration["scale"]) if self.ordinal else {"intensity": clipped, "mean": clipped}
+        return {**said, "present": scores >= threshold}
 
     def labels_of(self, scores: Float[np.ndarray, "s e"], calibration: dict[str, list]) -> Float[np.ndarray, "s e"]:
         return self._decoded(scores, calibration).median.astype(np.float32)
@@ -198,10 +199,10 @@ class Category(_Emotion):
         logits = [special.log_softmax(calibration["scale"] * own, 1) for own, calibration in zip(scores, calibrations, strict=True)]
         return special.logsumexp(logits, 0) - np.log(len(logits))
 
-    def answer(self, scores: Float[np.ndarray, "s c"], calibration: dict[str, float]) -> dict[str, np.ndarray]:
+    def answer(self, scores: Float[Array, "s c"], calibration: dict[str, float]) -> dict[str, Array]:
         """Per class (S, C): its probability, and whether it is the likeliest."""
-        probability = special.softmax(calibration["scale"] * scores, 1)
-        return {"probability": probability, "present": np.arange(len(self.classes)) == probability.argmax(1)[:, None]}
+        probability = jax.nn.softmax(calibration["scale"] * scores)
+        return {"probability": probability, "present": jnp.arange(len(self.classes)) == probability.argmax(-1)[:, None]}
 
     def labels_of(self, scores: Float[np.ndarray, "s c"], calibration: dict[str, float]) -> Float[np.ndarray, "s e"]:
         rows = [[metrics.MAX_INTENSITY * (emotion == name) for emotion in self.emotions] for name in self.classes]

@@ -1,0 +1,325 @@
+"""Recordings and a table of labels become a corpus; whatever is wrong with them is one sentence, and nothing is half-written."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from jax_emossl import encode
+from jax_emossl.data import align, arrays, audio, csd, datasets, labels, prepared
+from jax_emossl.data.audio import Extractor
+from jax_emossl.errors import UserError
+
+RATE = 16_000
+SPEAKERS = ("ann", "bea", "cem", "dan", "eva")
+
+
+def tone(seconds=0.5, pitch=150.0, rate=RATE, seed=0):
+    """A buzz with some noise, which openSMILE hears as a voice."""
+    t = np.arange(round(seconds * rate)) / rate
+    buzz = sum(np.sin(2 * np.pi * pitch * k * t) / k for k in range(1, 8))
+    return (0.1 * buzz + 0.01 * np.random.default_rng(seed).normal(size=len(t))).astype(np.float32)
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """A folder of two files for each of five speakers, and their table."""
+    folder = tmp_path / "wav"
+    folder.mkdir()
+    rows = []
+    for i, who in enumerate(SPEAKERS):
+        for take in (1, 2):
+            soundfile.write(folder / f"{who}_{take}.wav", tone(0.4 + 0.1 * take, 100 + 30 * i, seed=take), RATE)
+            rows.append({"file": f"{who}_{take}.wav", "speaker": who, "emotion": ("happy", "neutral")[take - 1]})
+    table = tmp_path / "labels.csv"
+    pd.DataFrame(rows).to_csv(table, index=False)
+    return folder, table
+
+
+def run(*arguments):
+    encode.run([str(argument) for argument in arguments])
+
+
+def refuses(words, *arguments):
+    with pytest.raises(UserError, match=words):
+        run(*arguments)
+
+
+def test_a_corpus_holds_what_opensmile_says_of_each_file(recordings, tmp_path):
+    folder, table = recordings
+    out = tmp_path / "corpus"
+    run("--audio", folder, "--labels", table, "--out", out, "--jobs", 1)
+    extractor = Extractor.installed()
+    with csd.Sequence(out / "features.csd") as features, csd.Sequence(out / "labels.csd") as said:
+        assert features.ids == said.ids == list(SPEAKERS)
+        assert features.metadata["dimension names"] == extractor.names and len(extractor.names) == 25
+        assert features.metadata["extractor"] == {"name": "opensmile", "feature_set": "eGeMAPSv02", "version": extractor.version}
+        frames, intervals = features.read("bea")
+        intensities, spans = said.read("bea")
+    first, second = (extractor(folder / f"bea_{take}.wav") for take in (1, 2))
+    np.testing.assert_array_equal(frames, np.concatenate([first, second]))
+    assert intensities.tolist() == [[3.0], [0.0]]  # happy, neutral
+    inside = align.overlapping(intervals, spans)
+    np.testing.assert_array_equal(frames[inside[0]], first)
+    np.testing.assert_array_equal(frames[inside[1]], second)
+    np.testing.assert_allclose(spans[1, 0], 0.01 * len(first) + 0.5)  # half a second of nothing between
+    folds = json.loads((out / "folds.json").read_text())
+    assert sorted(sum(folds.values(), [])) == list(SPEAKERS) and [len(folds[f]) for f in ("train", "valid", "test")] == [3, 1, 1]
+    with open(out / "segments.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows if row["recording"] == "bea"] == ["bea_1.wav", "bea_2.wav"]
+    assert not list(tmp_path.glob(".corpus*"))
+
+
+def test_the_folder_is_a_corpus_for_every_config(recordings, tmp_path):
+    from configs import scratch
+    from jax_emossl.data import corpora
+
+    out = tmp_path / "mine"
+    run("--audio", recordings[0], "--labels", recordings[1], "--out", out, "--jobs", 1, "--rotations", 3)
+    config = scratch.get_config(str(out)).data
+    corpus = corpora.load(config)
+    assert (corpus.name, corpus.emotions, corpus.extractor["feature_set"]) == ("mine", ("happy",), "eGeMAPSv02")
+    assert corpus.hop == 0.01 and len(corpus.fold("train")) == 4
+    config.folds = "rotations"
+    assert [name for name, _ in corpora.rotations(config)] == ["folds_rotation1", "folds_rotation2", "folds_rotation3"]
+    tested = [r for _, file in corpora.rotations(config) for r in json.loads(open(file).read())["test"]]
+    assert sorted(tested) == list(SPEAKERS)  # each once
+
+
+def test_several_processes_and_one_give_the_same_corpus(recordings, tmp_path):
+    for jobs in (1, 2):
+        run("--audio", recordings[0], "--labels", recordings[1], "--out", tmp_path / f"by{jobs}", "--jobs", jobs)
+    with csd.Sequence(tmp_path / "by1/features.csd") as one, csd.Sequence(tmp_path / "by2/features.csd") as two:
+        for entry in SPEAKERS:
+            np.testing.assert_array_equal(one.read(entry)[0], two.read(entry)[0])
+
+
+def test_what_is_encoded_is_not_encoded_again(recordings, tmp_path, monkeypatch):
+    folder, table = recordings
+    (folder / "eva_2.wav").write_text("no sound at all")
+    arguments = ("--audio", folder, "--labels", table, "--out", tmp_path / "corpus", "--jobs", 1)
+    refuses("1 of 10 files cannot be encoded", *arguments)
+    assert not (tmp_path / "corpus").exists()
+    asked = []
+    own = Extractor.__call__
+    monkeypatch.setattr(Extractor, "__call__", lambda self, path: asked.append(path.name) or own(self, path))
+    run(*arguments, "--skip-bad")
+    assert asked == ["eva_2.wav"]
+    with csd.Sequence(tmp_path / "corpus/labels.csd") as said:
+        assert said.shape("eva") == (1, 1)
+
+
+def test_recordings_without_labels_can_be_pretrained_on(recordings, tmp_path):
+    out = tmp_path / "bare"
+    run("--audio", recordings[0], "--out", out, "--jobs", 1)
+    assert not (out / "labels.csd").exists()
+    folds = json.loads((out / "folds.json").read_text())
+    assert len(folds["train"]) == 8 and len(folds["valid"]) == 2 and folds["test"] == []
+
+
+@pytest.mark.parametrize("form", ["folder", "npz", "parquet"])
+def test_arrays_become_the_same_corpus_whatever_they_lie_in(form, tmp_path):
+    rng = np.random.default_rng(0)
+    own = {name: rng.normal(size=(20 + i, 3)).astype(np.float32) for i, name in enumerate(("a", "b", "c"))}
+    if form == "folder":
+        source = tmp_path / "arrays"
+        source.mkdir()
+        for name, frames in own.items():
+            np.save(source / f"{name}.npy", frames)
+        suffix = ".npy"
+    elif form == "npz":
+        source, suffix = tmp_path / "arrays.npz", ""
+        np.savez(source, **own)
+    else:
+        source, suffix = tmp_path / "arrays.parquet", ""
+        tables = [pd.DataFrame(frames, columns=["x", "y", "z"]).assign(file=name) for name, frames in own.items()]
+        pd.concat(tables).to_parquet(source)
+    table = tmp_path / "labels.csv"
+    pd.DataFrame([{"file": name + suffix, "speaker": name, "happy": 1.5, "sad": 0} for name in own]).to_csv(table, index=False)
+    run("--arrays", source, "--hop", 0.02, "--labels", table, "--out", tmp_path / "corpus")
+    with csd.Sequence(tmp_path / "corpus/features.csd") as features:
+        frames, intervals = features.read("b")
+    np.testing.assert_array_equal(frames, own["b"])
+    np.testing.assert_allclose(intervals[:, 0], 0.02 * np.arange(21))
+
+
+def test_segments_within_a_file_and_folds_of_the_table(recordings, tmp_path):
+    folder, _ = recordings
+    rows = [{"file": f"{who}_{t}.wav", "speaker": who, "start": a, "end": a + 0.2, "fold": fold, "happy": 1, "sad": 0}
+            for who, fold in zip(SPEAKERS, ("train", "train", "valid", "test", "test"), strict=True) for t in (1, 2) for a in (0.0, 0.2)]  # fmt: skip
+    table = tmp_path / "own.csv"
+    pd.DataFrame(rows).to_csv(table, index=False)
+    run("--audio", folder, "--labels", table, "--out", tmp_path / "corpus", "--jobs", 1)
+    assert json.loads((tmp_path / "corpus/folds.json").read_text()) == {
+        "train": ["ann", "bea"], "valid": ["cem"], "test": ["dan", "eva"],
+    }  # fmt: skip
+    with csd.Sequence(tmp_path / "corpus/labels.csd") as said:
+        spans = said.intervals("dan")
+    assert len(spans) == 4
+    np.testing.assert_allclose(spans[1] - spans[0], 0.2)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda f: f.write_bytes(b""), "is no audio file that can be read"),
+        (lambda f: f.write_text("not sound"), "is no audio file that can be read"),
+        (lambda f: soundfile.write(f, np.zeros(0), RATE), "holds no sound"),
+        (lambda f: soundfile.write(f, np.zeros(RATE), RATE), "is silent"),
+        (lambda f: soundfile.write(f, np.full(RATE, np.nan), RATE, subtype="FLOAT"), "samples that are not numbers"),
+        (lambda f: soundfile.write(f, tone(0.01), RATE), "too short for a frame"),
+        (lambda f: (soundfile.write(f, tone(1.0), RATE), f.write_bytes(f.read_bytes()[:9000])), "is truncated"),
+    ],
+    ids=["empty", "text", "no samples", "silent", "NaN", "10 ms", "truncated"],
+)  # fmt: skip
+def test_a_file_that_holds_no_speech_is_one_sentence(make, words, tmp_path):
+    file = tmp_path / "a.wav"
+    make(file)
+    with pytest.raises(UserError, match=words) as caught:
+        Extractor.installed()(file)
+    assert str(file) in str(caught.value)
+
+
+def test_many_channels_at_a_high_rate_are_mixed(tmp_path):
+    file = tmp_path / "a.flac"
+    soundfile.write(file, np.stack([tone(rate=192_000, seed=i) for i in range(8)], 1), 192_000)
+    signal, rate = audio.read(file)
+    assert signal.shape == (96_000,) and rate == 192_000
+    assert np.isfinite(Extractor.installed()(file)).all()
+
+
+TABLE = {"file": ["a", "b"], "speaker": ["x", "y"], "happy": [0, 3]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"happy": [0, 4]}, "row 2, column 'happy', holds 4: intensities lie in"),
+        ({"happy": ["0", "much"]}, "row 2, column 'happy', holds 'much' where a number is needed"),
+        ({"arousal": [0, 1]}, "column 'arousal', a dimension of affect"),
+        ({"start": [0, 2], "end": [1, 1]}, "row 2, runs from 2 s to 1 s"),
+        ({"start": [0, -1], "end": [1, 1]}, "row 2, runs from -1 s"),
+        ({"fold": ["train", "dev"]}, "row 2, has the fold 'dev'"),
+        ({"file": ["a", "a"]}, "row 2, gives a another speaker"),
+        ({"speaker": ["x", "x"], "fold": ["train", "test"]}, "'x' in two folds"),
+        ({"emotion": ["happy", "sad"]}, "'emotion' and others"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_one_sentence(columns, words):
+    with pytest.raises(UserError, match=words):
+        labels.Table.of(pd.DataFrame(TABLE | columns), "labels.csv")
+
+
+def test_names_of_emotions_are_the_usual_ones():
+    table = labels.Table.of(pd.DataFrame({"file": list("abcd"), "emotion": ["Happiness", "neutral", "angry", "joy"]}), "labels.csv")
+    assert table.emotions == ("happy", "anger") and not table.knows_speakers
+    assert [file.segments[0].intensities for file in table.files] == [(3, 0), (0, 0), (0, 3), (3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: np.save(p, np.zeros(5)), r"the shape \(5,\) where \(frames, dimensions\)"),
+        (lambda p: np.save(p, np.array([[{}]]), allow_pickle=True), "no file of plain numbers"),
+        (lambda p: np.save(p, np.array([["x"]])), "where numbers are needed"),
+        (lambda p: np.save(p, np.zeros((0, 3))), "the shape"),
+        (lambda p: p.write_bytes(b"\x80\x04junk"), "no file of plain numbers"),
+    ],
+    ids=["1-D", "object", "text", "empty", "pickle"],
+)
+def test_an_array_that_is_none_is_one_sentence(make, words, tmp_path):
+    make(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=words):
+        arrays.read(tmp_path / "a.npy")
+
+
+def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):
+    folder, table = recordings
+    out = tmp_path / "corpus"
+    known = table.read_text()
+    refuses(
+        "names zoe.wav, which .* does not hold", "--audio", folder, "--labels", _with(table, known + "zoe.wav,zoe,happy\n"), "--out", out
+    )
+    refuses(
+        "holds eva_2.wav, which .* does not name",
+        "--audio",
+        folder,
+        "--labels",
+        _with(table, known.replace("eva_2.wav,eva,neutral\n", "")),
+        "--out",
+        out,
+    )
+    _with(table, known)
+    refuses("give --hop", "--arrays", folder, "--out", out)
+    refuses("has no .npy file", "--arrays", folder, "--hop", 0.01, "--out", out)
+    refuses("is no corpus whose file names are known", "--audio", folder, "--dataset", "klingon", "--out", out)
+    refuses("There are 5 speakers", "--audio", folder, "--labels", table, "--rotations", 5, "--out", out)
+    ends = pd.DataFrame(
+        [{"file": file.name, "speaker": file.name[:3], "start": 0, "end": 9, "happy": 1} for file in sorted(folder.iterdir())]
+    )
+    ends.to_csv(table, index=False)
+    refuses("ends at 9 s, but ann_1.wav at", "--audio", folder, "--labels", table, "--out", out, "--jobs", 1)
+    assert not out.exists()
+    out.mkdir()
+    refuses("exists: remove it", "--audio", folder, "--out", out)
+
+
+def _with(path, content):
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "said"),
+    [
+        ("nemo", "EB0_happiness_12", ("EB0", "happy", 3)),
+        ("nemo", "EB0_neutral_1", ("EB0", "", 3)),
+        ("ravdess", "03-01-05-02-01-01-12", ("actor12", "anger", 3)),
+        ("ravdess", "03-01-04-01-02-02-07", ("actor07", "sad", 2)),
+        ("ravdess", "03-01-02-01-02-02-07", ("actor07", "", 2)),
+        ("emodb", "03a01Fa", ("speaker03", "happy", 3)),
+        ("emodb", "16b10Lb", ("speaker16", "boredom", 3)),
+        ("cremad", "1001_IEO_ANG_LO", ("actor1001", "anger", 1)),
+        ("cremad", "1091_WSI_NEU_XX", ("actor1091", "", 3)),
+        ("savee", "DC_su03", ("DC", "surprise", 3)),
+        ("savee", "KL_a11", ("KL", "anger", 3)),
+    ],
+)
+def test_file_names_of_public_corpora_are_their_labels(name, stem, said):
+    assert datasets.module(name).parse(stem) == said
+    assert datasets.module(name).parse("holiday") is None
+
+
+def test_a_public_corpus_by_name(tmp_path):
+    folder = tmp_path / "wav"
+    folder.mkdir()
+    for actor in (1, 2, 3):
+        soundfile.write(folder / f"03-01-03-02-01-01-{actor:02d}.wav", tone(seed=actor), RATE)
+    run("--dataset", "ravdess", "--audio", folder, "--out", tmp_path / "corpus", "--jobs", 1)
+    with csd.Sequence(tmp_path / "corpus/labels.csd") as said:
+        assert said.read("actor02")[0].tolist() == [[3, 0, 0, 0, 0, 0]]
+    soundfile.write(folder / "holiday.wav", tone(), RATE)
+    refuses(
+        "holiday.wav has no name of a file of ravdess: .* get the corpus anew from",
+        "--dataset",
+        "ravdess",
+        "--audio",
+        folder,
+        "--out",
+        tmp_path / "x",
+    )
+
+
+def test_the_command_prints_one_sentence_and_a_summary(recordings, tmp_path):
+    command = [sys.executable, "-m", "jax_emossl.encode", "--out", str(tmp_path / "corpus"), "--audio"]
+    failed = subprocess.run([*command, str(tmp_path / "nowhere")], capture_output=True, text=True)
+    assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+    made = subprocess.run([*command, str(recordings[0])], capture_output=True, text=True, check=True)
+    assert "10 files" in made.stdout and "8 train, 2 valid, 0 test; no labels" in made.stdout
+    assert prepared.is_prepared(tmp_path / "corpus") is False
