@@ -1,0 +1,196 @@
+"""A trained model for use: the numbers of the run, whatever it is asked beside, and again from a shared folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from safetensors.numpy import load_file
+
+from jax_emossl import load_model, objectives, portable, results, share
+from jax_emossl.data import csd
+from jax_emossl.errors import UserError
+from jax_emossl.model import Model, Recording
+
+
+@pytest.fixture(scope="module")
+def model(finetuning):
+    return load_model(finetuning)
+
+
+@pytest.fixture(scope="module")
+def frames(demo_files):
+    """Raw frames of a test recording, with their infinities and holes."""
+    with csd.Sequence(demo_files / "DEMO_COVAREP.csd") as features:
+        return features.read("demo_test_001")
+
+
+@pytest.fixture(scope="module")
+def shared(finetuning, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    share.run([str(finetuning), "--out", str(folder), "--licence", "cc0-1.0"])
+    return folder
+
+
+def test_it_says_of_a_recording_what_the_run_said(model, finetuning, tiny_config, frames):
+    from jax_emossl import evaluation
+    from jax_emossl.experiment import build
+
+    experiment = build(tiny_config("scratch"))
+    segments = experiment.segments("test")
+    expected = evaluation.outputs(experiment, model.variables, segments)["scores"]
+    fold = experiment.corpus.fold("test")
+    mine = [i for i, r in enumerate(fold.recordings) if r == "demo_test_001"]
+    made = model.predict([Recording("demo_test_001", frames[0], fold.intervals[mine], frames[1])])
+    np.testing.assert_allclose(made["scores"], expected[mine], atol=2e-5)
+
+
+def test_what_stands_beside_a_recording_never_matters(model, frames):
+    whole, part = frames[0][:400], frames[0][100:233]
+    together = model([whole, part, frames[0][:77]])
+    for i, own in enumerate((whole, part)):
+        alone = model(own)
+        assert alone.keys() == {"scores", "intensity", "mean", "probability", "present"}
+        for name, values in alone.items():
+            assert values.shape == (len(model.classes),)
+            np.testing.assert_allclose(values, together[name][i], atol=1e-5)
+    assert np.all((together["probability"] >= 0) & (together["probability"] <= 1)) and np.all(together["mean"] <= 3)
+
+
+def test_answers_are_those_that_metrics_are_computed_from(model):
+    scores = np.random.default_rng(0).normal(size=(50, len(model.classes))).astype(np.float32)
+    decoded, said = model.trained.decode(scores, model.card.calibration), model.answer(scores)
+    np.testing.assert_allclose(said["intensity"], decoded["median"], atol=1e-6)
+    by_hand = model.trained.levels.decode(scores, model.card.calibration["scale"])
+    np.testing.assert_allclose(said["mean"], by_hand.mean, atol=1e-5)
+
+
+def test_embeddings_are_the_encoders(model, frames):
+    made = model.encode(frames[0][:300])
+    several = model.encode([frames[0][:300], frames[0][:90]])
+    width, layers = model.card.model["width"], model.card.model["layers"]
+    assert made["pooled"].shape == (2 * width * (layers + 1),) and made["sequence"].shape[1] == width
+    np.testing.assert_allclose(several["pooled"][0], made["pooled"], atol=1e-5)
+    np.testing.assert_allclose(made["pooled"][layers * width : (layers + 1) * width], made["sequence"].mean(0), atol=1e-5)
+
+
+def test_a_pretraining_gives_embeddings_and_nothing_else(pretraining, frames):
+    model = load_model(pretraining)
+    assert model.encode(frames[0][:100])["pooled"].ndim == 1
+    with pytest.raises(UserError, match="has no head: fine-tune it, or use its encode"):
+        model(frames[0][:100])
+
+
+def test_a_shared_folder_holds_the_same_bits(model, shared, frames):
+    again = load_model(shared)
+    for name, array in load_file(shared / "model.safetensors").items():
+        own = model.variables
+        for part in name.split("/"):
+            own = own[part]
+        np.testing.assert_array_equal(array, own)
+    for name, values in again(frames[0][:200]).items():
+        np.testing.assert_array_equal(values, model(frames[0][:200])[name])
+    card = (shared / "README.md").read_text()
+    assert "license: cc0-1.0" in card and "not for" not in card and "must not be used to judge individuals" in card
+    assert "scratch" not in card and "pretrained" in card  # its own rows
+
+
+def test_the_exported_program_needs_jax_alone(model, shared, frames, tmp_path):
+    per_step = model.card.frontend.frames_per_step
+    counts = np.array([30 * per_step, 17 * per_step + 3], np.int32)
+    rows = np.stack([frames[0][: counts[0]], frames[0][200 : 200 + counts[0]]])
+    rows[1, counts[1] :] = 1e9  # padding is not looked at
+    np.savez(tmp_path / "in.npz", rows=rows, counts=counts)
+    code = (
+        "import sys, jax, numpy as np; f = np.load(sys.argv[1]); p = jax.export.deserialize(bytearray(open(sys.argv[2], 'rb').read()));"
+        "np.savez(sys.argv[3], **p.call(f['rows'], f['counts'])); assert not any('emossl' in m or 'flax' in m for m in sys.modules)"
+    )
+    arguments = [str(tmp_path / "in.npz"), str(shared / "program.stablehlo"), str(tmp_path / "out.npz")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tmp_path)
+    made, live = np.load(tmp_path / "out.npz"), model([row[:count] for row, count in zip(rows, counts, strict=True)])
+    assert set(made) == set(live)
+    for name in live:
+        np.testing.assert_allclose(made[name], live[name], atol=1e-4)
+
+
+def test_a_program_that_differs_is_not_shared(model, monkeypatch, finetuning, tmp_path):
+    wrong = Model(model.card, model.objective, jax.tree.map(lambda leaf: leaf * 1.1, model.variables))
+    monkeypatch.setattr(portable, "exported", lambda own, real=portable.exported: real(wrong))
+    with pytest.raises(UserError, match="differs from the model by"):
+        share.run([str(finetuning), "--out", str(tmp_path / "model")])
+    assert not (tmp_path / "model").exists()
+
+
+def test_neither_corpus_nor_tensorflow_is_needed(shared, tmp_path):
+    code = (
+        "import sys, numpy as np; from jax_emossl import load_model; m = load_model(sys.argv[1]);"
+        "m(np.zeros((50, len(m.card.frontend.names)), np.float32)); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(shared)], check=True, cwd=ROOT, env={"PATH": "", "JAX_PLATFORMS": "cpu"})
+
+
+def _edit(folder, **changes):
+    table = json.loads((folder / "config.json").read_text())
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        own = table
+        for parent in parents:
+            own = own[parent]
+        own[last] = value
+    (folder / "config.json").write_text(json.dumps(table))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "config.json").write_text("{"), "no model folder of this project, or damaged"),
+        (lambda f: (f / "config.json").unlink(), "no model folder of this project, or damaged"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 50), "no model folder of this project, or damaged"),
+        (lambda f: _edit(f, format=7), "has format '7' where 1 is read"),
+        (lambda f: _edit(f, card__model__width=48), "weights of other shapes"),
+        (lambda f: _edit(f, card__model__name="oracle"), "does not describe a model of this version"),
+        (lambda f: _edit(f, objective__name="os"), "does not describe a model of this version"),
+        (lambda f: _edit(f, card__head="tail"), "does not describe a model of this version"),
+    ],
+)
+def test_a_damaged_or_foreign_folder_is_one_sentence(damage, words, shared, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(shared, folder)
+    damage(folder)
+    with pytest.raises(UserError, match=words):
+        load_model(folder)
+
+
+def test_where_there_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="holds no model: give the workdir of a training, or a folder that jax_emossl.share wrote"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (np.zeros((10, 3)), "has 3 features where the model reads 74"),
+        (np.zeros(10), "shape"),
+        (np.array([["x"] * 74]), "where numbers are needed"),
+    ],
+)
+def test_features_that_do_not_fit_are_one_sentence(features, words, model):
+    with pytest.raises(UserError, match=words):
+        model(features)
+
+
+def test_every_labelled_objective_can_be_restored(model):
+    assert objectives.restore.__doc__ and model.trained.classes == model.card.classes
+
+
+def test_results_are_a_data_frame(comparison, finetuning):
+    folder, rows = comparison
+    frame = results.frame(folder)
+    assert len(frame) == len(rows) and {"arm", "num_labels", "auroc", "auroc_happy", "selection_metric"} <= set(frame.columns)
+    picked = frame[(frame.arm == "scratch") & (frame.budget == 12)]
+    assert picked.auroc.tolist() == [row["metrics"]["auroc"] for row in rows if (row["arm"], row["budget"]) == ("scratch", 12)]
+    assert len(results.frame(finetuning / "results.json")) == 4
