@@ -76,6 +76,6 @@ class Card:
             "frontend": Frontend.from_json(table["frontend"]),
             "model": dict(table["model"]),
             "reference": dict(table["reference"]),
-            "extractor": texts(table.get("extractor", {})),
+            "extractor": texts(table["extractor"]),
         }
         return cls(**table | {name: tuple(part) for name, part in lists.items()} | own)

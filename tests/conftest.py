@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import sys
+import types
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -137,3 +139,13 @@ def comparison(comparison_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     workdir.enter(folder, comparison_config)
     return folder, compare.run(comparison_config, folder)
+
+
+@pytest.fixture(scope="session")
+def sdk():
+    """The SDK's data half; its model half needs PyTorch and is not wanted."""
+    pytest.importorskip("validators", reason="the CMU SDK (cmu-multimodal-sdk) is not installed")
+    sys.modules.setdefault("mmsdk.mmmodelsdk", types.ModuleType("mmsdk.mmmodelsdk"))
+    mmdatasdk = pytest.importorskip("mmsdk.mmdatasdk", reason="the CMU SDK (cmu-multimodal-sdk) is not installed")
+    sys.modules["mmsdk.mmdatasdk.dataset.dataset"].epsilon = 1e-5
+    return mmdatasdk

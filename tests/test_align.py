@@ -1,8 +1,6 @@
 """The alignment rule, against its definition and against the CMU SDK itself."""
 
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -62,16 +60,6 @@ def test_average_gives_the_time_its_frames_cover():
     means, spans = align.average(values, frames, np.array([[1.5, 4], [5, 6], [0, 2]]))
     assert means[:, 0].tolist() == [0.5, 1.5]
     assert spans.tolist() == [[0, 2], [1.5, 3]]
-
-
-@pytest.fixture(scope="module")
-def sdk():
-    """The SDK's data half; its model half needs PyTorch and is not wanted."""
-    pytest.importorskip("validators", reason="the CMU SDK (cmu-multimodal-sdk) is not installed")
-    sys.modules.setdefault("mmsdk.mmmodelsdk", types.ModuleType("mmsdk.mmmodelsdk"))
-    mmdatasdk = pytest.importorskip("mmsdk.mmdatasdk", reason="the CMU SDK (cmu-multimodal-sdk) is not installed")
-    sys.modules["mmsdk.mmdatasdk.dataset.dataset"].epsilon = 1e-5
-    return mmdatasdk
 
 
 def _frames(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, np.ndarray]:

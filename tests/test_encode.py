@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -74,6 +76,30 @@ def test_a_corpus_holds_what_opensmile_says_of_each_file(recordings, tmp_path):
         rows = list(csv.DictReader(stream))
     assert [row["file"] for row in rows if row["recording"] == "bea"] == ["bea_1.wav", "bea_2.wav"]
     assert not list(tmp_path.glob(".corpus*"))
+
+
+def test_the_cmu_sdk_reads_the_corpus(recordings, tmp_path, sdk):
+    out = tmp_path / "corpus"
+    run("--audio", recordings[0], "--labels", recordings[1], "--out", out, "--jobs", 1)
+    for file, width in (("features.csd", 25), ("labels.csd", 1)):
+        data = sdk.computational_sequence(str(out / file)).data
+        with csd.Sequence(out / file) as ours:
+            assert sorted(data) == ours.ids
+            np.testing.assert_array_equal(data["cem"]["features"], ours.read("cem")[0])
+        assert data["cem"]["features"].shape[1] == width
+
+
+@pytest.mark.skipif("EMOSSL_DATA" not in os.environ, reason="EMOSSL_DATA is not set: real speech is not encoded")
+def test_real_speech_is_described_as_by_opensmile_itself(tmp_path):
+    import opensmile
+
+    folder = Path(os.environ["EMOSSL_DATA"]) / "nemo_wav"
+    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.LowLevelDescriptors)
+    for path in audio.files(folder)[::20]:
+        np.testing.assert_array_equal(Extractor.installed()(path), smile.process_file(path).to_numpy(np.float32))
+    assert {name: datasets.module("nemo").parse(path.stem).speaker for path in audio.files(folder) for name in [path.name[:3]]} == {
+        name: name for name in sorted({path.name[:3] for path in audio.files(folder)})
+    }
 
 
 def test_the_folder_is_a_corpus_for_every_config(recordings, tmp_path):
@@ -192,6 +218,14 @@ def test_many_channels_at_a_high_rate_are_mixed(tmp_path):
     signal, rate = audio.read(file)
     assert signal.shape == (96_000,) and rate == 192_000
     assert np.isfinite(Extractor.installed()(file)).all()
+
+
+def test_a_signal_beyond_full_scale_is_clipped_not_wrapped(tmp_path):
+    loud = 20 * tone()
+    soundfile.write(tmp_path / "loud.wav", loud, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "clipped.wav", np.clip(loud, -1, 1), RATE, subtype="PCM_16")
+    made = [Extractor.installed()(tmp_path / name) for name in ("loud.wav", "clipped.wav")]
+    np.testing.assert_allclose(*made, rtol=1e-2, atol=0.1)
 
 
 TABLE = {"file": ["a", "b"], "speaker": ["x", "y"], "happy": [0, 3]}

@@ -17,6 +17,7 @@ from jax_emossl.errors import UserError
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aif", ".aiff", ".au")
 FEATURE_SETS = ("eGeMAPSv02", "ComParE_2016")  # of openSMILE
 HOP = 0.01  # s, of their low-level descriptors
+_LOUDEST = 1 - 2**-15
 
 
 def _library(name: str) -> ModuleType:
@@ -81,6 +82,7 @@ class Extractor:
     def __call__(self, path: Path) -> Float[np.ndarray, "n f"]:
         """One frame every 10 ms of a file; UserError as of `read`, or where it is too short for a frame."""
         signal, rate = read(path)
+        signal = np.clip(signal, -1, _LOUDEST)  # beyond, openSMILE's 16 bits would wrap around
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file that is too short, which is an error here
             try:
