@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m jax_emossl.encode",
         description="Describes every recording by frames of features and writes them, with labels and folds, as a corpus.\n"
         "DIR appears whole or not at all; interrupted, the same command goes on where it was.",
-        epilog=f"{__doc__}\n{labels.__doc__}{_EXAMPLE}",
+        epilog=f"{__doc__}\n{labels.__doc__}\npublic corpora, and where to get them:\n{datasets.places()}\n{_EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -112,6 +112,8 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def _audio(args: argparse.Namespace) -> _Source:
+    if args.dataset and not args.audio.is_dir():
+        raise UserError(f"{args.audio} is no folder: get {args.dataset} from {datasets.module(args.dataset).WHERE} and give its folder.")
     found, extractor = audio.files(args.audio), Extractor.installed(args.features)
     described = {"dimension names": extractor.names, "extractor": extractor.to_json()}
     reader = _AudioReader(args.audio, extractor)

@@ -293,6 +293,7 @@ def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):
     refuses("give --hop", "--arrays", folder, "--out", out)
     refuses("has no .npy file", "--arrays", folder, "--hop", 0.01, "--out", out)
     refuses("is no corpus whose file names are known", "--audio", folder, "--dataset", "klingon", "--out", out)
+    refuses("is no folder: get emodb from http", "--audio", tmp_path / "EmoDB", "--dataset", "emodb", "--out", out)
     refuses("There are 5 speakers", "--audio", folder, "--labels", table, "--rotations", 5, "--out", out)
     ends = pd.DataFrame(
         [{"file": file.name, "speaker": file.name[:3], "start": 0, "end": 9, "happy": 1} for file in sorted(folder.iterdir())]
@@ -302,6 +303,20 @@ def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):
     assert not out.exists()
     out.mkdir()
     refuses("exists: remove it", "--audio", folder, "--out", out)
+
+
+def test_arrays_of_differing_widths_are_one_sentence(tmp_path):
+    source = tmp_path / "arrays"
+    source.mkdir()
+    for name, width in (("a", 3), ("b", 3), ("c", 4)):
+        np.save(source / f"{name}.npy", np.zeros((20, width)))
+    refuses("c.npy has 4 dimensions where a.npy has 3", "--arrays", source, "--hop", 0.01, "--out", tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_without_opensmile_it_is_said_what_to_install(recordings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opensmile", None)
+    refuses("needs the package opensmile, .* pip install -r requirements-audio.txt", "--audio", recordings[0], "--out", tmp_path / "corpus")
 
 
 def _with(path, content):

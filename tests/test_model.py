@@ -99,6 +99,12 @@ def test_a_shared_folder_holds_the_same_bits(model, shared, frames):
     assert "scratch" not in card and "pretrained" in card  # its own rows
 
 
+def test_the_card_shows_the_intervals_of_a_comparison(finetuning, comparison, tmp_path):
+    share.run([str(finetuning), "--out", str(tmp_path / "model"), "--comparison", str(comparison[0])])
+    card = (tmp_path / "model/README.md").read_text()
+    assert "pretrained less scratch [95 %]" in card and "(SYNTHETIC)" in card and "license: unknown" in card and "fill in" in card
+
+
 def test_the_exported_program_needs_jax_alone(model, shared, frames, tmp_path):
     per_step = model.card.frontend.frames_per_step
     counts = np.array([30 * per_step, 17 * per_step + 3], np.int32)

@@ -111,6 +111,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(heard, finetuning, pre
         frames, intervals = features.read("s0")
         csd.write(hop, "eGeMAPSv02", [("s0", frames, intervals * 2)], features.metadata)
     refuses("has frames every 0.02 s where the model reads one every 0.01 s", "--run", workdir, hop)
+    csd.write(hop, "eGeMAPSv02", [("s0", frames, intervals)], {"dimension names": [f"other_{i}" for i in range(25)]})
+    refuses("use the same features in the same order", "--run", workdir, hop)
     out.mkdir()
     with pytest.raises(UserError, match="exists"):
         run("--run", workdir, wav, "--out", out)

@@ -37,6 +37,11 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def places() -> str:
+    """All names, and where to get the corpora, for people."""
+    return "\n".join(f"  {name:<8} {module(name).WHERE}" for name in names())
+
+
 def table(name: str, files: Sequence[str], folder: Path) -> Table:
     """The labels of a corpus's files, from their names; UserError, saying where to get the corpus, where a name is not one of its."""
     own, rows = module(name), []
