@@ -38,7 +38,7 @@ from jax_emossl.representation import represent
 
 Features = Float[np.ndarray, "n f"]
 WEIGHTS, CONFIG, FORMAT = "model.safetensors", "config.json", 1
-_MOST_ROWS, _GROWTH = 32, 1.25  # of a batch, and of padded lengths
+_SIZES = (32, 1.25)  # rows of a batch, and growth of padded lengths
 _FOLD = "given"
 
 
@@ -163,12 +163,12 @@ class Model:
         """
         alone = isinstance(features, np.ndarray)
         segments = self._segments([Recording("the features", own) for own in ([features] if alone else features)])
-        pooled = represent(self._encoder, self.encoder_params, {_FOLD: segments}, *_sizes(segments))[_FOLD]
+        pooled = represent(self._encoder, self.encoder_params, {_FOLD: segments}, *_SIZES)[_FOLD]
         sequence = [self._sequence(segments.steps(i)) for i in range(len(segments))]
         return {"pooled": pooled[0], "sequence": sequence[0]} if alone else {"pooled": pooled, "sequence": sequence}
 
     def _sequence(self, steps: Float[np.ndarray, "t d"]) -> Float[np.ndarray, "t w"]:
-        padded = np.zeros((1, padded_length(len(steps), _GROWTH), steps.shape[1]), np.float32)
+        padded = np.zeros((1, padded_length(len(steps), _SIZES[1]), steps.shape[1]), np.float32)
         padded[0, : len(steps)] = steps
         return np.asarray(self._apply(self.encoder_params, padded, np.array([len(steps)], np.int32)))[0, : len(steps)]
 
@@ -185,7 +185,7 @@ class Model:
         if not self.card.head:
             raise UserError(f"This model was pretrained on {self.card.corpus} and has no head: fine-tune it, or use its encode.")
         segments = self._segments(recordings)
-        (outputs,) = predict(self.trained, [self.variables], [segments], *_sizes(segments))
+        (outputs,) = predict(self.trained, [self.variables], [segments], *_SIZES)
         return jax.device_get({"scores": outputs["scores"], **self.answer(outputs["scores"])})
 
     def answer(self, scores: Float[Array, "s c"]) -> dict[str, Array]:
@@ -239,11 +239,6 @@ def load_model(path: str | Path) -> Model:
     if not (folder / FILE).is_file():
         raise UserError(f"{folder} holds no model: give the workdir of a training, or a folder that jax_emossl.share wrote.")
     return Model.of_run(folder)
-
-
-def _sizes(segments: Segments) -> tuple[int, float]:
-    """As `predict` takes them: no more rows than there are, for a long recording would be computed as often as there are rows."""
-    return min(_MOST_ROWS, len(segments)), _GROWTH
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jax_emossl import mesh as meshes
 from jax_emossl.data.batches import Batch, Recordings, Segments
-from jax_emossl.data.indices import Sampler, Selection
+from jax_emossl.data.indices import Selection, in_order
 from jax_emossl.layers import valid_steps
 from jax_emossl.objectives import Objective, Outputs, Variables
 
@@ -64,26 +64,22 @@ def predict_rows(
     """
     gather = resident.gather if resident else Segments.gather
     steps = meshes.replicate(resident.steps, mesh) if resident else None  # where they are already
-    plans = [list(Sampler(part.lengths, batch_size, growth=growth).in_order()) for part in parts]
     outputs: list[dict[str, np.ndarray]] = [{} for _ in parts]
 
-    def keep(turn: int, made: Outputs) -> None:
+    def keep(selections: Sequence[Selection], made: Outputs) -> None:
         for name, values in made.items():
-            for plan, own, part, value in zip(plans, outputs, parts, np.asarray(values), strict=True):
-                if turn < len(plan):
-                    kept = plan[turn].segments[plan[turn].weight > 0]
-                    own.setdefault(name, np.zeros((len(part), *value.shape[1:]), value.dtype))[kept] = value[: len(kept)]
+            for selection, own, part, value in zip(selections, outputs, parts, np.asarray(values), strict=True):
+                kept = selection.segments[selection.weight > 0]
+                own.setdefault(name, np.zeros((len(part), *value.shape[1:]), value.dtype))[kept] = value[: len(kept)]
 
     before = None
-    for turn in range(max(map(len, plans))):
-        selections = [plan[min(turn, len(plan) - 1)] for plan in plans]
-        length = max(selection.length for selection in selections)
-        rows = [gather(part, own.padded(length)) for part, own in zip(parts, selections, strict=True)]
+    for selections in in_order([part.lengths for part in parts], batch_size, growth, mesh.shape["data"]):
+        rows = [gather(part, own) for part, own in zip(parts, selections, strict=True)]
         made = _predict(objective, mesh, steps, variables, meshes.place_rows(meshes.stack(rows), mesh))
         if before:  # the devices never wait for the host
-            keep(turn - 1, before)
-        before = made
-    keep(turn, before)
+            keep(*before)
+        before = selections, made
+    keep(*before)
     return outputs
 
 

@@ -10,18 +10,20 @@ from jax_emossl.data.batches import Recordings, Segments
 Standards = dict[str, Float[Array, "*r p"]]
 """`location` and `scale`: (P,) of all vectors together, or (R, P) of every recording's."""
 _SMALLEST_SCALE = 1e-3
-_MOST = 32  # segments of a recording
+_MOST, _MOST_TOGETHER = 32, 2048  # segments of a recording, and of all together unless there are more recordings
 
 
 def reference(train: Segments, background: Segments) -> Segments:
     """Segments whose vectors give the standards: of each recording that `train` has, some of the `background`, evenly spaced.
 
-    With 32 of them a location is off by a sixth of a deviation.
+    With 32 of them a location is off by a sixth of a deviation. Of more than 64 recordings there are fewer of each, so that an
+    evaluation does not encode a whole large fold.
     """
-    chosen = []
-    for place in np.unique(train.by_recording.place):
+    chosen, places = [], np.unique(train.by_recording.place)
+    most = int(np.clip(_MOST_TOGETHER // len(places), 1, _MOST))
+    for place in places:
         own = np.flatnonzero(background.by_recording.place == place)
-        chosen.append(own[np.linspace(0, len(own) - 1, min(_MOST, len(own))).round().astype(int)])
+        chosen.append(own[np.linspace(0, len(own) - 1, min(most, len(own))).round().astype(int)])
     return background.take(np.sort(np.concatenate(chosen)))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_emossl.data.indices import Sampler, padded_length
+from jax_emossl.data.indices import Sampler, in_order, padded_length
 
 _LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=80).map(np.array)
 
@@ -35,17 +35,30 @@ def test_an_epoch_holds_every_segment_once(lengths, batch_size, crop, number):
 @given(_LENGTHS, st.integers(1, 16))
 def test_nothing_is_cut_without_a_crop(lengths, batch_size):
     sampler = Sampler(lengths, batch_size)
-    for selection in [*epoch(sampler, 0), *sampler.in_order()]:
+    for selection in [*epoch(sampler, 0), *(own for (own,) in in_order([lengths], batch_size, 1.25))]:
         assert np.all(lengths[selection.segments] <= selection.length)
         assert not selection.starts.any()
 
 
 @settings(max_examples=50, deadline=None)
-@given(_LENGTHS, st.integers(1, 16))
-def test_evaluation_shows_every_segment_once(lengths, batch_size):
-    selections = list(Sampler(lengths, batch_size, crop=10).in_order())
-    shown = np.concatenate([s.segments[s.weight > 0] for s in selections])
-    assert sorted(shown) == list(range(len(lengths)))
+@given(_LENGTHS, _LENGTHS, st.integers(1, 16), st.integers(1, 4))
+def test_evaluation_shows_every_segment_of_each_part_once(lengths, others, batch_size, devices):
+    turns = list(in_order([lengths, others], batch_size, 1.25, devices))
+    for own, selections in zip((lengths, others), zip(*turns, strict=True), strict=True):
+        shown = np.concatenate([s.segments[s.weight > 0] for s in selections])
+        assert sorted(shown) == list(range(len(own)))
+    for one, other in turns:
+        assert (one.length, len(one.segments)) == (other.length, len(other.segments))
+        assert len(one.segments) % devices == 0 and not one.starts.any()
+
+
+def test_batches_of_an_evaluation_have_one_area():
+    lengths = np.concatenate([np.full(500, 20), np.full(100, 64), np.full(40, 1500), [2735]])
+    turns = [own for (own,) in in_order([lengths], 32, 1.25)]
+    assert max(len(own.segments) * own.length for own in turns if len(own.segments) > 1) <= 32 * 64
+    assert {len(own.segments) for own in turns if own.length > 1500} == {1}
+    assert len({(len(own.segments), own.length) for own in turns}) == len({own.length for own in turns}) == 4  # few shapes
+    assert sum(len(own.segments) * own.length for own in turns) < 1.35 * lengths.sum()
 
 
 def test_crops_lie_inside_and_move():
@@ -88,17 +101,8 @@ def test_batches_may_all_be_padded_to_one_length():
         for selection, own in zip(epoch(sampler, 1), epoch(plain, 1), strict=True):
             assert selection.length == length
             np.testing.assert_array_equal(selection.segments, own.segments)  # the same rows as without it
-        assert {selection.length for selection in sampler.in_order()} == {length}
     cropped = Sampler(lengths, 2, crop=20, length=60)
     assert {selection.length for selection in epoch(cropped, 1)} == {20}
-
-
-def test_a_selection_padded_further_has_the_same_rows():
-    selection = Sampler(np.arange(1, 30), 8, crop=5).indices(3, 2)
-    longer = selection.padded(12)
-    assert longer.length == 12 and selection.length == 5
-    for name in ("segments", "starts", "weight"):
-        np.testing.assert_array_equal(getattr(longer, name), getattr(selection, name))
 
 
 @pytest.mark.parametrize("growth", [1.05, 1.25, 2.0])
@@ -116,6 +120,6 @@ def test_padding_of_the_real_cmu_mosei_wastes_less_than_15_percent(folds):
         seconds = np.array([float(r["end"]) - float(r["start"]) for r in csv.DictReader(file) if r["fold"] in folds])
     lengths = np.ceil(seconds * 25).astype(int)
     sampler = Sampler(lengths, 32)
-    for selections in (epoch(sampler, 0), list(sampler.in_order())):
-        padded = sum(32 * s.length for s in selections)
+    for selections in (epoch(sampler, 0), [own for (own,) in in_order([lengths], 32, 1.25)]):
+        padded = sum(len(s.segments) * s.length for s in selections)
         assert 1 - lengths.sum() / padded < 0.15

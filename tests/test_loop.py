@@ -16,7 +16,7 @@ from conftest import ROOT, same
 from jax_emossl import checkpoint, preemption, standards, tuned
 from jax_emossl import mesh as meshes
 from jax_emossl.checkpoint import Checkpoints
-from jax_emossl.data.indices import Sampler
+from jax_emossl.data.indices import Sampler, in_order
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.logs import Scalars
@@ -255,13 +255,13 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tiny_config, monkeypat
 
 
 def test_the_heads_standards_are_the_same_in_training_and_in_prediction(tiny_config, from_scratch):
-    """All the training segments are in the reference, as no recording has more than 64."""
+    """All the training segments are in the reference, as no recording has more than 32."""
     _, snapshots, _ = from_scratch
     experiment = build(tiny_config("scratch"))
     objective, train = experiment.objective, experiment.segments("train")
     without = dataclasses.replace(objective, dropout=0.0, encoder=objective.encoder.clone(dropout=0.0))
     loss = jax.jit(without.loss)
-    (order,) = Sampler(train.lengths, len(train)).in_order()
+    ((order,),) = in_order([train.lengths], len(train), 8.0)
     for step in (0, 4):
         variables = snapshots[step]
         pooled = np.zeros_like(predict_rows(objective, variables, train.gather(order)))
@@ -272,7 +272,7 @@ def test_the_heads_standards_are_the_same_in_training_and_in_prediction(tiny_con
             np.testing.assert_allclose(variables["constants"]["recordings"][name][rows], of_finish[name][rows], rtol=1e-4, atol=1e-5)
         (outputs,) = predict(objective, [variables], [train], 8, 8.0)
         expected = np.asarray(objective.levels.loss(outputs["scores"], train.labels)).mean(1)
-        for selection in itertools.islice(Sampler(train.lengths, 8, growth=8.0).in_order(), 2):
+        for (selection,) in itertools.islice(in_order([train.lengths], 8, 8.0), 2):
             total, _, _ = loss(variables, train.gather(selection), jax.random.key(0))
             assert float(total) == pytest.approx(expected[selection.segments].sum(), rel=1e-4)
     assert np.abs(snapshots[4]["constants"]["overall"]["location"] - snapshots[0]["constants"]["overall"]["location"]).max() > 1e-4

@@ -109,6 +109,14 @@ def test_the_reference_is_evenly_spaced_over_each_recording_that_train_has():
     assert set(np.diff(among)) == {3, 4}
 
 
+def test_the_reference_of_many_recordings_is_bounded():
+    whole = background(np.repeat(np.arange(500), 40).tolist())
+    made = standards.reference(whole, whole)
+    assert set(np.unique(made.place, return_counts=True)[1]) == {4}  # of 2048 together
+    every = background(np.repeat(np.arange(3000), 2).tolist())
+    assert len(standards.reference(every, every).place) == 3000  # one of each, at least
+
+
 def test_a_reference_never_has_a_recording_that_train_has_not(folds):
     train = folds["train"]
     few = train.take(np.flatnonzero(np.isin(train.recordings, np.unique(train.recordings)[[1, 4]]))[::4])

@@ -5,13 +5,13 @@ The same selections feed the tf.data pipeline, in-memory training and evaluation
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 SHORTEST = 8  # model steps of the shortest padded length
+_TYPICAL = 64  # model steps of a segment, as crops have them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,6 @@ class Selection:
     starts: Int[np.ndarray, "b"]
     weight: Float[np.ndarray, "b"]
     length: int
-
-    def padded(self, length: int) -> Self:
-        """The same rows, padded to `length` steps."""
-        return dataclasses.replace(self, length=length)
 
 
 @functools.cache
@@ -77,12 +73,6 @@ class Sampler:
         rng = np.random.default_rng((seed, step, 1))
         return self._select(batches[first : first + self.batch_size], rng)
 
-    def in_order(self) -> Iterator[Selection]:
-        """Every segment once and uncropped, shortest first: for evaluation."""
-        order = np.argsort(self.lengths, kind="stable")
-        for first in range(0, len(order), self.batch_size):
-            yield self._select(order[first : first + self.batch_size], None)
-
     @functools.lru_cache(maxsize=2)  # noqa: B019  the cache lives as long as the sampler's few users
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Segments in the order in which an epoch's batches hold them, and the order of the batches."""
@@ -92,13 +82,38 @@ class Sampler:
         # Longest first, so that the filler rows of the last batch are short.
         return shuffled[np.argsort(-bucket, kind="stable")], rng.permutation(self.steps_per_epoch)
 
-    def _select(self, segments: Int[np.ndarray, "b"], rng: np.random.Generator | None) -> Selection:
+    def _select(self, segments: Int[np.ndarray, "b"], rng: np.random.Generator) -> Selection:
         missing = self.batch_size - len(segments)
         weight = np.concatenate([np.ones(len(segments), np.float32), np.zeros(missing, np.float32)])
         segments = np.concatenate([segments, np.repeat(segments[:1], missing)])
         lengths = self.lengths[segments]
-        if rng is None or not self.crop:
+        if not self.crop:
             length = self.length or padded_length(int(lengths.max()), self.growth)
             return Selection(segments, np.zeros_like(segments), weight, length)
         starts = rng.integers(0, np.maximum(lengths - self.crop, 0) + 1)
         return Selection(segments, starts, weight, self.crop)
+
+
+def in_order(lengths: Sequence[Int[np.ndarray, "s"]], batch_size: int, growth: float, devices: int = 1) -> Iterator[list[Selection]]:
+    """Every segment of several parts once and uncropped, longest first: for evaluation.
+
+    Each turn has one selection of every part, all of one shape. Its area is that of `batch_size` rows of `_TYPICAL` steps, so that long
+    segments take no more memory than short ones.
+
+    Args:
+      lengths: model steps of every segment of each part.
+      devices: of which the number of rows is a multiple.
+    """
+    left = [np.argsort(-own, kind="stable") for own in lengths]
+    while any(map(len, left)):
+        length = padded_length(max(int(own[rest[0]]) for own, rest in zip(lengths, left, strict=True) if len(rest)), growth)
+        rows = devices * max(1, batch_size * _TYPICAL // (length * devices))
+        yield [_filled(rest[:rows], rows, length) for rest in left]
+        left = [rest[rows:] for rest in left]
+
+
+def _filled(segments: Int[np.ndarray, "n"], rows: int, length: int) -> Selection:
+    """So many rows, the missing ones fillers."""
+    weight = (np.arange(rows) < len(segments)).astype(np.float32)
+    filler = segments[:1] if len(segments) else np.zeros(1, int)
+    return Selection(np.concatenate([segments, np.repeat(filler, rows - len(segments))]), np.zeros(rows, int), weight, length)
