@@ -126,7 +126,8 @@ def _windows(intervals: Float[np.ndarray, "n 2"], window: float, step: float) ->
         firsts = np.append(firsts, end - window)  # so that the last is heard, too
     spans = np.column_stack([firsts, np.minimum(firsts + window, end)])
     middle = intervals.mean(1)
-    return spans[[np.any((middle > a) & (middle < b)) for a, b in spans]]
+    first, last = np.searchsorted(middle, spans[:, 0], side="right"), np.searchsorted(middle, spans[:, 1])
+    return spans[last > first]
 
 
 def _asked(path: Path | None) -> dict[str, Float[np.ndarray, "s 2"]]:

@@ -250,6 +250,14 @@ def test_a_table_that_contradicts_itself_is_one_sentence(columns, words):
         labels.Table.of(pd.DataFrame(TABLE | columns), "labels.csv")
 
 
+def test_names_with_dots_and_slashes_stay_apart():
+    table = labels.Table.of(
+        pd.DataFrame({"file": ["x/a.wav", "x/a.flac"], "speaker": ["a.smith", "a/jones"], "happy": [1, 2]}), "labels.csv"
+    )
+    assert [file.recording for file in table.files] == ["a.smith", "a_jones"]
+    assert [file.recording for file in labels.Table.unlabelled(["x/a.wav", "x/a.flac"]).files] == ["x_a.wav", "x_a.flac"]
+
+
 def test_names_of_emotions_are_the_usual_ones():
     table = labels.Table.of(pd.DataFrame({"file": list("abcd"), "emotion": ["Happiness", "neutral", "angry", "joy"]}), "labels.csv")
     assert table.emotions == ("happy", "anger") and not table.knows_speakers

@@ -86,7 +86,7 @@ class Table:
             fold = own.get("fold", "")
             if "fold" in own and fold not in FOLDS:
                 raise UserError(f"{where}, row {i + 1}, has the fold '{fold}': write {', '.join(FOLDS)}, or leave the column out.")
-            made = File(name, own.get("recording") or _entry(speaker), speaker, fold, ())
+            made = File(name, _entry(own.get("recording") or speaker), speaker, fold, ())
             before = files.setdefault(name, made)
             if dataclasses.replace(before, segments=()) != made:
                 raise UserError(
@@ -119,8 +119,8 @@ class Table:
 
 
 def _entry(name: str) -> str:
-    """A file's or speaker's name as that of a `.csd` entry, which must hold no slash."""
-    return str(Path(name).with_suffix("")).replace("/", "_").replace("\\", "_") if Path(name).suffix else name.replace("/", "_")
+    """A file's, speaker's or recording's name as that of a `.csd` entry, where a slash would make groups."""
+    return name.replace("/", "_")
 
 
 def _numbers(frame: pd.DataFrame, column: str, where: object) -> np.ndarray:
