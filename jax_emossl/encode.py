@@ -13,7 +13,6 @@ import concurrent.futures
 import csv as text
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -53,7 +52,6 @@ class _Source(NamedTuple):
     hop: float
     root: str
     metadata: dict
-    parallel: bool
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,18 +114,8 @@ def _audio(args: argparse.Namespace) -> _Source:
         raise UserError(f"{args.audio} is no folder: get {args.dataset} from {datasets.module(args.dataset).WHERE} and give its folder.")
     found, extractor = audio.files(args.audio), Extractor.installed(args.features)
     described = {"dimension names": extractor.names, "extractor": extractor.to_json()}
-    reader = _AudioReader(args.audio, extractor)
-    return _Source([str(path.relative_to(args.audio)) for path in found], reader, audio.HOP, args.features, described, True)
-
-
-class _AudioReader(NamedTuple):
-    """Frames of a file of a folder; it can be sent to another process."""
-
-    folder: Path
-    extractor: Extractor
-
-    def __call__(self, name: str) -> Float[np.ndarray, "n f"]:
-        return self.extractor(self.folder / name)
+    names = [str(path.relative_to(args.audio)) for path in found]
+    return _Source(names, lambda name: extractor(args.audio / name), audio.HOP, args.features, described)
 
 
 def _arrays(args: argparse.Namespace) -> _Source:
@@ -136,7 +124,7 @@ def _arrays(args: argparse.Namespace) -> _Source:
     if args.dataset:
         raise UserError("--dataset reads the names of audio files: give --audio, or --labels with --arrays.")
     readers = arrays.readers(args.arrays)
-    return _Source(list(readers), lambda name: readers[name](), args.hop, args.arrays.stem, {}, False)
+    return _Source(list(readers), lambda name: readers[name](), args.hop, args.arrays.stem, {})
 
 
 def _table(args: argparse.Namespace, source: _Source) -> labels.Table:
@@ -213,11 +201,7 @@ def _encoded(source: _Source, files: Sequence[labels.File], kept: Path, jobs: in
 
 def _all(source: _Source, todo: Sequence[tuple[str, Path]], jobs: int) -> Iterator[tuple[str, str]]:
     """Every file's name as it is done, and what was wrong with it, if anything."""
-    if not source.parallel or min(jobs, len(todo)) < 2:
-        yield from (_encode(source.read, *own) for own in todo)
-        return
-    fresh = multiprocessing.get_context("spawn")  # a fork would copy this process's threads' locks
-    with concurrent.futures.ProcessPoolExecutor(min(jobs, len(todo)), fresh) as pool:
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:  # openSMILE and soundfile leave Python's lock to others
         try:
             waiting = [pool.submit(_encode, source.read, *own) for own in todo]
             for done in concurrent.futures.as_completed(waiting):

@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -89,19 +87,6 @@ def test_the_cmu_sdk_reads_the_corpus(recordings, tmp_path, sdk):
         assert data["cem"]["features"].shape[1] == width
 
 
-@pytest.mark.skipif("EMOSSL_DATA" not in os.environ, reason="EMOSSL_DATA is not set: real speech is not encoded")
-def test_real_speech_is_described_as_by_opensmile_itself(tmp_path):
-    import opensmile
-
-    folder = Path(os.environ["EMOSSL_DATA"]) / "nemo_wav"
-    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.LowLevelDescriptors)
-    for path in audio.files(folder)[::20]:
-        np.testing.assert_array_equal(Extractor.installed()(path), smile.process_file(path).to_numpy(np.float32))
-    assert {name: datasets.module("nemo").parse(path.stem).speaker for path in audio.files(folder) for name in [path.name[:3]]} == {
-        name: name for name in sorted({path.name[:3] for path in audio.files(folder)})
-    }
-
-
 def test_the_folder_is_a_corpus_for_every_config(recordings, tmp_path):
     from configs import scratch
     from jax_emossl.data import corpora
@@ -118,10 +103,10 @@ def test_the_folder_is_a_corpus_for_every_config(recordings, tmp_path):
     assert sorted(tested) == list(SPEAKERS)  # each once
 
 
-def test_several_processes_and_one_give_the_same_corpus(recordings, tmp_path):
-    for jobs in (1, 2):
+def test_several_threads_and_one_give_the_same_corpus(recordings, tmp_path):
+    for jobs in (1, 4):
         run("--audio", recordings[0], "--labels", recordings[1], "--out", tmp_path / f"by{jobs}", "--jobs", jobs)
-    with csd.Sequence(tmp_path / "by1/features.csd") as one, csd.Sequence(tmp_path / "by2/features.csd") as two:
+    with csd.Sequence(tmp_path / "by1/features.csd") as one, csd.Sequence(tmp_path / "by4/features.csd") as two:
         for entry in SPEAKERS:
             np.testing.assert_array_equal(one.read(entry)[0], two.read(entry)[0])
 

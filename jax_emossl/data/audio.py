@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import importlib
-import warnings
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float
 
+from jax_emossl.data.descriptors import Engine
 from jax_emossl.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aif", ".aiff", ".au")
@@ -60,43 +61,45 @@ def read(path: Path) -> tuple[Float[np.ndarray, "n"], int]:
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """openSMILE's low-level descriptors of a feature set (Eyben et al. 2010); it travels with the features, and with what is trained on them."""
+    """openSMILE's low-level descriptors of a feature set (Eyben et al. 2010); it travels with the features, and with what is trained on them.
+
+    Threads may share it.
+    """
 
     feature_set: str
     version: str
+    _own: threading.local = dataclasses.field(default_factory=threading.local, init=False, repr=False, compare=False)
 
     @classmethod
     def installed(cls, feature_set: str = FEATURE_SETS[0]) -> Self:
         return cls(feature_set, _library("opensmile").__version__)
 
     @functools.cached_property
-    def _smile(self) -> Any:
-        opensmile = _library("opensmile")
-        return opensmile.Smile(self.feature_set, opensmile.FeatureLevel.LowLevelDescriptors)
-
-    @property
     def names(self) -> list[str]:
         """The descriptors, in the order of the columns."""
-        return list(self._smile.feature_names)
+        return Engine(self.feature_set, 16_000).names
 
     def __call__(self, path: Path) -> Float[np.ndarray, "n f"]:
         """One frame every 10 ms of a file; UserError as of `read`, or where it is too short for a frame."""
         signal, rate = read(path)
         signal = np.clip(signal, -1, _LOUDEST)  # beyond, openSMILE's 16 bits would wrap around
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file that is too short, which is an error here
-            try:
-                frames = self._smile.process_signal(signal, rate).to_numpy(np.float32)
-            except RuntimeError as error:
-                raise UserError(
-                    f"{path} cannot be described by openSMILE ({' '.join(str(error).split())}): convert or remove it."
-                ) from error
-        if np.isnan(frames).all():
+        try:
+            frames = self._engine(rate)(signal)
+        except RuntimeError as error:
+            self._own.__dict__.clear()  # an engine that has failed describes nothing more
+            raise UserError(f"{path} cannot be described by openSMILE at {rate} Hz ({error}): convert or remove it.") from error
+        if not len(frames):
             raise UserError(f"{path} lasts {len(signal) / rate:.3g} s, too short for a frame of openSMILE: remove it.")
         return frames
 
+    def _engine(self, rate: int) -> Engine:
+        """This thread's engine, which is kept while files have the same rate."""
+        if getattr(self._own, "rate", None) != rate:
+            self._own.engine, self._own.rate = Engine(self.feature_set, rate), rate
+        return self._own.engine
+
     def to_json(self) -> dict[str, str]:
-        return {"name": "opensmile", **dataclasses.asdict(self)}
+        return {"name": "opensmile", "feature_set": self.feature_set, "version": self.version}
 
     @classmethod
     def of(cls, encoded: dict, names: Sequence[str], source: object) -> Self:
