@@ -159,6 +159,8 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
         if rotations != 1:
             raise UserError("The table's column fold gives one division into folds: leave --rotations or the column out.")
         fold = {file.recording: file.fold for file in table.files}
+        if missing := [name for name in ("train", "valid") if name not in fold.values()]:
+            raise UserError(f"The table's column fold names no file of the fold {missing[0]}, which every training needs: add some.")
         return [{name: [recording for recording in speakers if fold[recording] == name] for name in FOLDS}]
     everyone = sorted(set(speakers.values()))
     needed = max(3, rotations + 1) if table.emotions else 2
@@ -238,7 +240,9 @@ def _write(
         for segment in file.segments if table.emotions else ():
             start, end = segment.start or 0.0, length if segment.end is None else segment.end
             if start >= length or end > length + _OVERHANG:
-                raise UserError(f"Row {segment.row} of the labels ends at {end:g} s, but {file.name} at {length:g} s: correct its times.")
+                raise UserError(
+                    f"Row {segment.row} of the labels runs from {start:g} s to {end:g} s, but {file.name} ends at {length:g} s: correct it."
+                )
             rows.append((file.recording, len(spans.get(file.recording, ())), file.name, start, min(end, length)))
             spans.setdefault(file.recording, []).append((first + start, first + min(end, length)))
             intensities.setdefault(file.recording, []).append(segment.intensities)

@@ -10,8 +10,10 @@ fold by its seconds: other recordings never matter, and a short one is left almo
 """
 
 import argparse
+import concurrent.futures
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -151,26 +153,35 @@ def _recordings(
 ) -> Iterator[tuple[str, Path, Recording]]:
     """Every recording of the inputs: its name, its file, and what is asked of it."""
     files = [file for path in inputs for file in (audio.files(path) if path.is_dir() else [path])]
-    extractor, there = None, set()
-    for path in tqdm(files, desc="reading", unit="file", leave=False, disable=None):
-        if not path.is_file():
-            raise UserError(f"{path} does not exist or is not a file: give audio, .csd or .npy files.")
-        if path.suffix == ".csd":
-            found = list(_entries(model, path))
-        elif path.suffix == ".npy":
-            found = [(path.name, Recording(str(path), arrays.read(path)))]
-        elif path.suffix.lower() in audio.SUFFIXES:
-            extractor = extractor or _extractor(model, run)
-            found = [(path.name, Recording(str(path), extractor(path)))]
-        else:
-            raise UserError(f"{path} is neither audio ({', '.join(audio.SUFFIXES)}) nor .csd nor .npy: give one of these.")
-        for name, recording in found:
-            if asked and name not in asked:
-                raise UserError(f"--segments names no segment of {name}: add it, or leave the input out.")
-            there.add(name)
-            yield name, path, recording._replace(spans=asked.get(name))
+    heard = any(path.suffix.lower() in audio.SUFFIXES for path in files)
+    extractor = _extractor(model, run) if heard else None
+    there = set()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            waiting = [(path, pool.submit(_read, model, extractor, path)) for path in files]
+            for path, found in tqdm(waiting, desc="reading", unit="file", leave=False, disable=None):
+                for name, recording in found.result():
+                    if asked and name not in asked:
+                        raise UserError(f"--segments names no segment of {name}: add it, or leave the input out.")
+                    there.add(name)
+                    yield name, path, recording._replace(spans=asked.get(name))
+        finally:
+            pool.shutdown(cancel_futures=True)
     if left := sorted(set(asked) - there):
         notice(f"--segments names {len(left)} recordings that are not among the inputs, {left[0]} the first.")
+
+
+def _read(model: Model, extractor: Extractor | None, path: Path) -> list[tuple[str, Recording]]:
+    """The recordings in a file, by name."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist or is not a file: give audio, .csd or .npy files.")
+    if path.suffix == ".csd":
+        return list(_entries(model, path))
+    if path.suffix == ".npy":
+        return [(path.name, Recording(str(path), arrays.read(path)))]
+    if path.suffix.lower() in audio.SUFFIXES:
+        return [(path.name, Recording(str(path), extractor(path)))]
+    raise UserError(f"{path} is neither audio ({', '.join(audio.SUFFIXES)}) nor .csd nor .npy: give one of these.")
 
 
 def _extractor(model: Model, run: Path) -> Extractor:

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -176,6 +177,30 @@ def test_segments_within_a_file_and_folds_of_the_table(recordings, tmp_path):
     np.testing.assert_allclose(spans[1] - spans[0], 0.2)
 
 
+def damaged(name, keep):
+    """What remains of a second of sound in a format that a file's name says."""
+
+    def make(file):
+        soundfile.write(file.with_name(name), tone(1.0), RATE)
+        whole = file.with_name(name).read_bytes()
+        file.with_name(name).write_bytes(whole[: int(len(whole) * keep)])
+        return file.with_name(name)
+
+    return make
+
+
+def header(place, number):
+    """A sound WAV file with a number of its header replaced."""
+
+    def make(file):
+        soundfile.write(file, tone(), RATE)
+        content = bytearray(file.read_bytes())
+        content[place : place + 4] = number.to_bytes(4, "little")
+        file.write_bytes(content)
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -185,16 +210,29 @@ def test_segments_within_a_file_and_folds_of_the_table(recordings, tmp_path):
         (lambda f: soundfile.write(f, np.zeros(RATE), RATE), "is silent"),
         (lambda f: soundfile.write(f, np.full(RATE, np.nan), RATE, subtype="FLOAT"), "samples that are not numbers"),
         (lambda f: soundfile.write(f, tone(0.01), RATE), "too short for a frame"),
-        (lambda f: (soundfile.write(f, tone(1.0), RATE), f.write_bytes(f.read_bytes()[:9000])), "is truncated"),
+        (damaged("b.wav", 0.3), "is truncated"),
+        (damaged("b.mp3", 0.5), "is truncated"),
+        (damaged("b.flac", 0.5), "is no audio file that can be read"),
+        (damaged("b.ogg", 0.5), "holds no sound"),
+        (header(24, 0), "is no audio file that can be read"),
+        (lambda f: soundfile.write(f, tone(), 1), "cannot be described by openSMILE at 1 Hz"),
     ],
-    ids=["empty", "text", "no samples", "silent", "NaN", "10 ms", "truncated"],
+    ids=["empty", "text", "no samples", "silent", "NaN", "10 ms", "WAV", "MP3", "FLAC", "OGG", "0 Hz", "1 Hz"],
 )  # fmt: skip
 def test_a_file_that_holds_no_speech_is_one_sentence(make, words, tmp_path):
     file = tmp_path / "a.wav"
-    make(file)
+    made = make(file)
+    file = made if isinstance(made, Path) else file
     with pytest.raises(UserError, match=words) as caught:
         Extractor.installed()(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [header(40, 2**32 - 1), header(28, 1)], ids=["of a pipe", "wrong bytes per second"])
+def test_a_header_that_is_only_sloppy_is_none_of_our_business(make, tmp_path):
+    make(tmp_path / "a.wav")
+    signal, rate = audio.read(tmp_path / "a.wav")
+    assert (len(signal), rate) == (len(tone()), RATE)
 
 
 def test_many_channels_at_a_high_rate_are_mixed(tmp_path):
@@ -228,6 +266,7 @@ TABLE = {"file": ["a", "b"], "speaker": ["x", "y"], "happy": [0, 3]}
         ({"file": ["a", "a"]}, "row 2, gives a another speaker"),
         ({"speaker": ["x", "x"], "fold": ["train", "test"]}, "'x' in two folds"),
         ({"emotion": ["happy", "sad"]}, "'emotion' and others"),
+        ({"happy": [0, "nan"]}, "row 2, column 'happy', holds 'nan' where a number is needed"),
     ],
 )
 def test_a_table_that_contradicts_itself_is_one_sentence(columns, words):
@@ -241,6 +280,11 @@ def test_names_with_dots_and_slashes_stay_apart():
     )
     assert [file.recording for file in table.files] == ["a.smith", "a_jones"]
     assert [file.recording for file in labels.Table.unlabelled(["x/a.wav", "x/a.flac"]).files] == ["x_a.wav", "x_a.flac"]
+
+
+def test_a_table_of_neutral_alone_is_one_sentence():
+    with pytest.raises(UserError, match="labels.csv names no emotion but neutral"):
+        labels.Table.of(pd.DataFrame({"file": ["a", "b"], "emotion": ["Neutral", "calm"]}), "labels.csv")
 
 
 def test_names_of_emotions_are_the_usual_ones():
@@ -287,12 +331,16 @@ def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):
     refuses("has no .npy file", "--arrays", folder, "--hop", 0.01, "--out", out)
     refuses("is no corpus whose file names are known", "--audio", folder, "--dataset", "klingon", "--out", out)
     refuses("is no folder: get emodb from http", "--audio", tmp_path / "EmoDB", "--dataset", "emodb", "--out", out)
+    refuses("fold names no file of the fold valid", "--audio", folder, "--labels", _with(table, "\n".join(
+        line + (",fold" if i == 0 else ",train") for i, line in enumerate(known.splitlines()))), "--out", out)  # fmt: skip
+    refuses(r"no column 'file' \(it has 'file;speaker'\)", "--audio", folder, "--labels", _with(table, "file;speaker\na;b\n"), "--out", out)
+    _with(table, known)
     refuses("There are 5 speakers", "--audio", folder, "--labels", table, "--rotations", 5, "--out", out)
     ends = pd.DataFrame(
         [{"file": file.name, "speaker": file.name[:3], "start": 0, "end": 9, "happy": 1} for file in sorted(folder.iterdir())]
     )
     ends.to_csv(table, index=False)
-    refuses("ends at 9 s, but ann_1.wav at", "--audio", folder, "--labels", table, "--out", out, "--jobs", 1)
+    refuses("runs from 0 s to 9 s, but ann_1.wav ends at", "--audio", folder, "--labels", table, "--out", out, "--jobs", 1)
     assert not out.exists()
     out.mkdir()
     refuses("exists: remove it", "--audio", folder, "--out", out)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from jax_emossl.errors import UserError
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aif", ".aiff", ".au")
 FEATURE_SETS = ("eGeMAPSv02", "ComParE_2016")  # of openSMILE
 HOP = 0.01  # s, of their low-level descriptors
+_LACKING = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be \d+\)")  # libsndfile's remark on bytes that are not there
+_UNKNOWN_LENGTH = 0x7FFF0000  # bytes; programs that write to a pipe promise as many
+_MISSING = 0.1  # s by which a file may be shorter than its header says
 _LOUDEST = 1 - 2**-15
 
 
@@ -43,12 +47,14 @@ def read(path: Path) -> tuple[Float[np.ndarray, "n"], int]:
     soundfile = _library("soundfile")
     try:
         with soundfile.SoundFile(path) as file:
-            rate, signal, log = file.samplerate, file.read(dtype="float32", always_2d=True), file.extra_info
+            rate, promised, log = file.samplerate, file.frames, file.extra_info
+            signal = file.read(dtype="float32", always_2d=True)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (soundfile.SoundFileError, RuntimeError, ValueError, MemoryError) as error:
         raise UserError(f"{path} is no audio file that can be read ({' '.join(str(error).split())}): convert or remove it.") from error
-    if "should be" in log:  # libsndfile's remark on a header that promises more than there is
+    lacking = any(int(promise) < _UNKNOWN_LENGTH for promise in _LACKING.findall(log))
+    if lacking or promised - len(signal) > _MISSING * rate:
         raise UserError(f"{path} is shorter than its header says: it is truncated, fetch or record it anew.")
     if rate <= 0 or not len(signal):
         raise UserError(f"{path} holds no sound ({len(signal)} samples at {rate} Hz): remove it.")

@@ -70,7 +70,8 @@ class Table:
     def of(cls, frame: pd.DataFrame, where: object) -> "Table":
         """The table in a data frame of texts and numbers; UserError, naming row and column, where it is none."""
         if "file" not in frame:
-            raise UserError(f"{where} has no column 'file': add one with the name of each recording's file.")
+            there = ", ".join(f"'{column}'" for column in frame) or "none"
+            raise UserError(f"{where} has no column 'file' (it has {there}): add one with each recording's file; commas part columns.")
         if frame.empty:
             raise UserError(f"{where} has no rows: add one for each file.")
         emotions, intensities = _intensities(frame, where)
@@ -144,6 +145,8 @@ def _intensities(frame: pd.DataFrame, where: object) -> tuple[tuple[str, ...], n
         if "" in names:
             raise UserError(f"{where}, row {names.index('') + 1}, names no emotion: write one, or neutral.")
         emotions = tuple(dict.fromkeys(name for name in names if name not in _NO_EMOTION))
+        if not emotions:
+            raise UserError(f"{where} names no emotion but {names[0]}: name some, or leave the column out, for recordings without labels.")
         return emotions, MAX_INTENSITY * np.array([[name == emotion for emotion in emotions] for name in names], float)
     if "emotion" in others:
         raise UserError(f"{where} has the column 'emotion' and others ({', '.join(c for c in others if c != 'emotion')}): keep one form.")
