@@ -12,6 +12,7 @@ import argparse
 import concurrent.futures
 import csv as text
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -170,11 +171,13 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
     order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
     count = max(1, round(_SHARE * len(order)))
     blocks = [[*block] for block in np.array_split(order, rotations)] if rotations > 1 else [order[:count] if table.emotions else []]
-    made = []
+    made, next_one = [], 0
     for block in blocks:
-        rest = [who for who in order[(order.index(block[-1]) + 1 if block else 0) :] + order if who not in block]
-        judges = rest[: min(count, len(rest) - 1)]
-        of = {who: "test" if who in block else "valid" if who in judges else "train" for who in order}
+        next_one += len(block)
+        tested = set(block)
+        rest = [who for who in order[next_one:] + order[:next_one] if who not in tested]
+        judges = set(rest[: min(count, len(rest) - 1)])
+        of = {who: "test" if who in tested else "valid" if who in judges else "train" for who in order}
         made.append({name: [recording for recording, who in speakers.items() if of[who] == name] for name in FOLDS})
     return made
 
@@ -271,14 +274,13 @@ def _recordings(
     source: _Source, files: Sequence[labels.File], kept: dict[str, Path]
 ) -> Iterator[tuple[str, Float[np.ndarray, "n f"], Float[np.ndarray, "n 2"]]]:
     """Every recording's frames and their intervals, one recording in memory at a time."""
-    for recording in dict.fromkeys(file.recording for file in files):
+    for recording, own in itertools.groupby(files, lambda file: file.recording):  # they are in order
         parts, starts, first = [], [], 0.0
-        for file in files:
-            if file.recording == recording:
-                frames = np.load(kept[file.name])
-                parts.append(frames)
-                starts.append(first + source.hop * np.arange(len(frames)))
-                first += len(frames) * source.hop + _GAP
+        for file in own:
+            frames = np.load(kept[file.name])
+            parts.append(frames)
+            starts.append(first + source.hop * np.arange(len(frames)))
+            first += len(frames) * source.hop + _GAP
         start = np.concatenate(starts)
         yield recording, np.concatenate(parts), np.column_stack([start, start + source.hop])
 

@@ -1,7 +1,6 @@
 """Pictures of predictions: emotions over time, as a figure and on a page that is looked at and listened to."""
 
 import base64
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +52,7 @@ def figure(classes: Sequence[str], answers: Answers, title: str, path: Path) -> 
 def page(model: Any, said: Sequence[Any]) -> str:
     """One HTML page of all that is said of recordings; nothing in it is fetched from anywhere."""
     templates = jinja2.Environment(loader=jinja2.PackageLoader("jax_emossl"), autoescape=True, undefined=jinja2.StrictUndefined)
-    recordings = [_recording(model, own) for own in said]
+    recordings = [{"number": number} | _recording(model, own) for number, own in enumerate(said)]
     own = {"classes": model.classes, "colours": COLOURS, "dashes": _DASHES}
     return templates.get_template("predictions.html").render(card=model.card, recordings=recordings, **own)
 
@@ -71,7 +70,7 @@ def _recording(model: Any, own: Any) -> dict:
     data = {
         "begin": float(own.recording.intervals[0, 0]), "end": float(own.recording.intervals[:, 1].max()),
         "times": np.round(times, 3).tolist(), "values": np.round(values, 4).tolist(),
-        "top": 3.0 if what == "mean" else 1.0, "shape": shape, "windows": np.round(own.windows[0], 3).tolist(),
+        "curve": name, "top": 3.0 if what == "mean" else 1.0, "shape": shape, "windows": np.round(own.windows[0], 3).tolist(),
     }  # fmt: skip
     return {
         "name": own.name,
@@ -104,7 +103,6 @@ def _loudness(model: Any, recording: Any) -> tuple[list[list[float]], str]:
     return np.column_stack([-top, top]).round(4).tolist(), "loudness"
 
 
-@functools.cache
 def _player(path: Path) -> str:
     """The sound as a data URL; what browsers do not play is put into WAV."""
     kind = _PLAYED.get(path.suffix.lower())

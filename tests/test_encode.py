@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -207,7 +208,8 @@ def header(place, number):
         (lambda f: f.write_bytes(b""), "is no audio file that can be read"),
         (lambda f: f.write_text("not sound"), "is no audio file that can be read"),
         (lambda f: soundfile.write(f, np.zeros(0), RATE), "holds no sound"),
-        (lambda f: soundfile.write(f, np.zeros(RATE), RATE), "is silent"),
+        (lambda f: soundfile.write(f, np.zeros(RATE), RATE), r"is silent \(every sample is 0\)"),
+        (lambda f: soundfile.write(f, np.stack([tone(), -tone()], 1), RATE), r"is silent \(its channels cancel out\)"),
         (lambda f: soundfile.write(f, np.full(RATE, np.nan), RATE, subtype="FLOAT"), "samples that are not numbers"),
         (lambda f: soundfile.write(f, tone(0.01), RATE), "too short for a frame"),
         (damaged("b.wav", 0.3), "is truncated"),
@@ -217,7 +219,7 @@ def header(place, number):
         (header(24, 0), "is no audio file that can be read"),
         (lambda f: soundfile.write(f, tone(), 1), "cannot be described by openSMILE at 1 Hz"),
     ],
-    ids=["empty", "text", "no samples", "silent", "NaN", "10 ms", "WAV", "MP3", "FLAC", "OGG", "0 Hz", "1 Hz"],
+    ids=["empty", "text", "no samples", "silent", "opposite", "NaN", "10 ms", "WAV", "MP3", "FLAC", "OGG", "0 Hz", "1 Hz"],
 )  # fmt: skip
 def test_a_file_that_holds_no_speech_is_one_sentence(make, words, tmp_path):
     file = tmp_path / "a.wav"
@@ -297,17 +299,26 @@ def test_names_of_emotions_are_the_usual_ones():
     ("make", "words"),
     [
         (lambda p: np.save(p, np.zeros(5)), r"the shape \(5,\) where \(frames, dimensions\)"),
-        (lambda p: np.save(p, np.array([[{}]]), allow_pickle=True), "no file of plain numbers"),
+        (lambda p: np.save(p, np.array([[{}]]), allow_pickle=True), "holds no plain numbers that can be read"),
         (lambda p: np.save(p, np.array([["x"]])), "where numbers are needed"),
         (lambda p: np.save(p, np.zeros((0, 3))), "the shape"),
-        (lambda p: p.write_bytes(b"\x80\x04junk"), "no file of plain numbers"),
+        (lambda p: p.write_bytes(pickle.dumps([1, 2])), "Python objects, which are never loaded"),
+        (lambda p: p.write_bytes(b"junk"), "holds no plain numbers that can be read"),
+        (lambda p: np.save(p, np.full((9, 3), np.nan)), "holds no number that is finite"),
+        (lambda p: None, "a.npy does not exist"),
     ],
-    ids=["1-D", "object", "text", "empty", "pickle"],
+    ids=["1-D", "object", "text", "empty", "pickle", "junk", "NaN", "none"],
 )
 def test_an_array_that_is_none_is_one_sentence(make, words, tmp_path):
     make(tmp_path / "a.npy")
     with pytest.raises(UserError, match=words):
         arrays.read(tmp_path / "a.npy")
+
+
+def test_an_array_among_several_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", good=np.zeros((9, 3)), bad=np.array([[{}]], object))
+    with pytest.raises(UserError, match=r"a.npz, array 'bad', holds no plain numbers"):
+        arrays.readers(tmp_path / "a.npz")["bad"]()
 
 
 def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):

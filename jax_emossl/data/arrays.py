@@ -15,16 +15,19 @@ FILE_COLUMN = "file"  # of a Parquet file: which recording a row is of
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(where: object) -> Iterator[None]:
+    """A file within that cannot be read is a UserError which names it."""
     try:
         yield
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"{path} needs the package pyarrow: pip install pyarrow.") from error
+        raise UserError(f"{where} needs the package pyarrow: pip install pyarrow.") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{where} does not exist: correct the path.") from error
     except Exception as error:  # NumPy's, zip's and Parquet's readers raise whatever they stumble over
-        detail = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no file of plain numbers that can be read ({detail}): write it anew.") from error
+        detail = "Python objects, which are never loaded" if "pickle" in str(error) else " ".join(str(error).split())[:200]
+        raise UserError(f"{where} holds no plain numbers that can be read ({detail}): write it anew.") from error
 
 
 def read(path: Path) -> Float[np.ndarray, "n f"]:
@@ -34,11 +37,13 @@ def read(path: Path) -> Float[np.ndarray, "n f"]:
 
 
 def checked(frames: np.ndarray, where: object) -> Float[np.ndarray, "n f"]:
-    """Frames as float32; UserError where they are not numbers in two dimensions."""
+    """Frames as float32; UserError where they are not numbers in two dimensions, some of them finite."""
     if not isinstance(frames, np.ndarray) or frames.dtype.kind not in "iuf":
         raise UserError(f"{where} holds {getattr(frames, 'dtype', 'several arrays')} where numbers are needed: write it anew.")
     if frames.ndim != 2 or 0 in frames.shape:
         raise UserError(f"{where} has the shape {frames.shape} where (frames, dimensions) are needed: reshape it.")
+    if not np.isfinite(frames).any():
+        raise UserError(f"{where} holds no number that is finite: make it anew, or leave it out.")
     with np.errstate(over="ignore"):
         return frames.astype(np.float32)
 
@@ -68,5 +73,5 @@ def readers(source: Path) -> dict[str, Callable[[], Float[np.ndarray, "n f"]]]:
 
 def _member(source: Path, name: str) -> Float[np.ndarray, "n f"]:
     where = f"{source}, array '{name}',"
-    with _damage(source), np.load(source, allow_pickle=False) as arrays:
+    with _damage(where), np.load(source, allow_pickle=False) as arrays:
         return checked(arrays[name], where)

@@ -60,9 +60,11 @@ def read(path: Path) -> tuple[Float[np.ndarray, "n"], int]:
         raise UserError(f"{path} holds no sound ({len(signal)} samples at {rate} Hz): remove it.")
     if not np.isfinite(signal).all():
         raise UserError(f"{path} has samples that are not numbers: convert it anew.")
-    if not signal.any():
-        raise UserError(f"{path} is silent: every sample is 0, so there is nothing to describe; remove it.")
-    return signal.mean(1), rate
+    mixed = signal.mean(1)
+    if not mixed.any():
+        why = "its channels cancel out" if signal.any() else "every sample is 0"
+        raise UserError(f"{path} is silent ({why}), so there is nothing to describe: remove it.")
+    return mixed, rate
 
 
 @dataclasses.dataclass(frozen=True)
