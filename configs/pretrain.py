@@ -25,7 +25,8 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     data.clip = 5.0  # normalised features are clipped to [-clip, clip]
     data.pool = 0.02  # s that are averaged
     data.stack = 0.04  # s of a model step: pooled frames side by side
-    data.loader = "memory"  # memory | tf.data (same batches, prepared in the background)
+    data.resident = "auto"  # memory (all model steps on the devices) | mapped (batch by batch) | auto (memory where a comparison's fit)
+    data.loader = "memory"  # of mapped batches: memory | tf.data (the same, prepared in the background)
     data.bucket_growth = 1.25  # ratio of successive padded lengths: smaller wastes less, compiles more
 
     config.model = model = ml_collections.ConfigDict()

@@ -79,6 +79,11 @@ class Segments:
         return len(self.lengths)
 
     @property
+    def dimension(self) -> int:
+        """Width of a model step."""
+        return self._frontend.dimension
+
+    @property
     def by_recording(self) -> Recordings:
         return Recordings(self._recording, self._reliance)
 
