@@ -21,7 +21,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     data.folds = ""  # JSON files of recordings per fold, comma-separated; rotations or searches = the corpus's sets; "" = its own
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
     data.label_names = ""  # comma-separated names of the label columns, where the file has none
-    data.prepared = ""  # folder written by jax_emossl.prepare, instead of the .csd files
+    data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files
     data.norm_prior = 180.0  # s; a recording of n s has weight n/(n + prior) against the training fold; inf = none
     data.clip = 5.0  # normalised features are clipped to [-clip, clip]
     data.pool = 0.02  # s that are averaged

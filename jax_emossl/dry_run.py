@@ -17,7 +17,7 @@ import ml_collections
 
 from jax_emossl import config as fields
 from jax_emossl.arms import ARMS
-from jax_emossl.data import corpora, prepared
+from jax_emossl.data import corpora, prepared, tfds
 from jax_emossl.resident import is_resident, placement
 from jax_emossl.study import num_labels
 
@@ -63,7 +63,10 @@ def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
 
 def _read(data: ml_collections.ConfigDict) -> tuple[str, _Sizes]:
     """What is read for one division into folds, in words and in numbers."""
+    assumed = "estimated for 75 features at 100 Hz and 2000 segments of 4 s"
     folder = Path(data.prepared)
+    if data.prepared.startswith(tfds.PREFIX) and not prepared.is_prepared(folder := corpora.copy_of(data.prepared)):
+        return f"{data.prepared}, to be copied to {folder} first; {assumed}", _ASSUMED
     if not data.prepared:
         files = corpora.files(data)
         absent = corpora.missing(files)
@@ -72,7 +75,7 @@ def _read(data: ml_collections.ConfigDict) -> tuple[str, _Sizes]:
         if absent or not prepared.is_prepared(folder := corpora.folder(data, files)):
             sources = ", ".join(filter(None, (files.features, files.labels, files.folds, data.words)))
             todo = "generated and prepared" if absent else "prepared"
-            return f"{sources}, to be {todo} first; estimated for 75 features at 100 Hz and 2000 segments of 4 s", _ASSUMED
+            return f"{sources}, to be {todo} first; {assumed}", _ASSUMED
     corpus = prepared.load(folder)
     counts = {name: (len(fold), len(fold.frames)) for name, fold in corpus.folds.items()}
     segments = ", ".join(f"{name} {number}" for name, (number, _) in counts.items())

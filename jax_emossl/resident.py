@@ -84,4 +84,4 @@ def is_resident(how: str, size: float, together: bool) -> bool:
 def placement(how: str, size: float, together: bool) -> str:
     """The same in words."""
     where = "resident on every device" if is_resident(how, size, together) else "mapped, and read batch by batch"
-    return f"{size / 1e9:.2f} GB of model steps, {where}"
+    return f"{size / 1e9:.2g} GB of model steps, {where}"

@@ -397,7 +397,7 @@ def test_a_member_is_the_same_run_alone_whatever_the_others_pad_it_to(sweep):
     buckets = dataclasses.replace(sweep, config=config)
     for members, length in (([short], 24), ([short, other], 72)):
         batches = _Run.of(sweep.objective, members, config, meshes.make(len(members)), sweep.resident).batches(0, 5)
-        assert {batch["places"].shape[:3] for batch in batches} == {(len(members), 8, length)}
+        assert max(batch["places"].shape for batch in batches) == (len(members), 8, length)
     (alone,), together = buckets.fit([short]), buckets.fit([short, other])
     assert_equal_runs(together[0], alone, 1e-4)
 
