@@ -19,5 +19,5 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     data.folds = ""  # JSON of recording ids per fold, or cmu_mosei; "" = the run's own
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = as in the run
     data.label_names = ""  # comma-separated names of the label columns, where the file has none; "" = as in the run
-    data.prepared = ""  # folder written by jax_emossl.prepare, instead of the .csd files; "" = the run's own
+    data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files; "" = the run's own
     return config

@@ -22,12 +22,13 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     data.folds = ""  # JSON of recording ids per fold, or cmu_mosei; "" = the corpus's own
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
     data.label_names = ""  # comma-separated names of the label columns, where the file has none
-    data.prepared = ""  # folder written by jax_emossl.prepare, instead of the .csd files
+    data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files
     data.norm_prior = 180.0  # s; a recording of n s has weight n/(n + prior) against the training fold; inf = none
     data.clip = 5.0  # normalised features are clipped to [-clip, clip]
     data.pool = 0.02  # s that are averaged
     data.stack = 0.04  # s of a model step: pooled frames side by side
-    data.loader = "memory"  # memory | tf.data (same batches, prepared in the background)
+    data.resident = "auto"  # memory (all model steps on the devices) | mapped (batch by batch) | auto (memory where a comparison's fit)
+    data.loader = "memory"  # of mapped batches: memory | tf.data (the same, prepared in the background)
     data.bucket_growth = 1.25  # ratio of successive padded lengths: smaller wastes less, compiles more
 
     config.model = model = ml_collections.ConfigDict()
@@ -49,7 +50,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     train.steps = 400
     train.epochs = 8.0  # passes over the labels, at least: more labels stretch the training and all its steps; 0 = never
     train.batch_size = 32  # segments, over all devices
-    train.crop = 0.0  # s; longest piece of a segment, at a random place; 0 = whole segments
+    train.crop = 8.0  # s; longest piece of a segment, at a random place, in training alone; 0 = whole segments
     train.dropout = 0.1  # in the encoder
     train.learning_rate = 1e-3  # peak
     train.warmup_steps = 20  # and again when a probe ends

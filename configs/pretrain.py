@@ -20,12 +20,13 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     data.folds = ""  # JSON of recording ids per fold, or cmu_mosei; "" = the corpus's own
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
     data.label_names = ""  # comma-separated names of the label columns, where the file has none
-    data.prepared = ""  # folder written by jax_emossl.prepare, instead of the .csd files
+    data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files
     data.norm_prior = 180.0  # s; a recording of n s has weight n/(n + prior) against the training fold; inf = none
     data.clip = 5.0  # normalised features are clipped to [-clip, clip]
     data.pool = 0.02  # s that are averaged
     data.stack = 0.04  # s of a model step: pooled frames side by side
-    data.loader = "memory"  # memory | tf.data (same batches, prepared in the background)
+    data.resident = "auto"  # memory (all model steps on the devices) | mapped (batch by batch) | auto (memory where a comparison's fit)
+    data.loader = "memory"  # of mapped batches: memory | tf.data (the same, prepared in the background)
     data.bucket_growth = 1.25  # ratio of successive padded lengths: smaller wastes less, compiles more
 
     config.model = model = ml_collections.ConfigDict()

@@ -45,7 +45,7 @@ def measure(side: str, corpus: str, members: int, steps: int, repeats: int) -> l
     from jax_emossl import config as fields
     from jax_emossl.experiment import build
     from jax_emossl.loop import fit
-    from jax_emossl.predictor import Resident
+    from jax_emossl.resident import Resident
 
     trainings, first = [], None
     for seed in range(members):

@@ -37,6 +37,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "train.clip_norm": (1e-9, _ANY),
     "data.clip": (1e-3, 1e6),
     "data.loader": ("memory", "tf.data"),
+    "data.resident": ("auto", "memory", "mapped"),
     "data.bucket_growth": (1.01, 100),
     "masked_timesteps.ratio": (0.001, 0.999),
     "masked_timesteps.statistics_weight": (0, 1e6),
@@ -256,6 +257,8 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     fields = flat(config)
     heads = [name for name, value in fields.items() if name.endswith("objective.head") and value == "category"]
     unread = {name.replace("head", "loss"): f"{name} is category" for name in heads}
+    if config.data.get("resident") == "memory" and config.task == "train":
+        unread["data.loader"] = "data.resident is memory"
     if fields.get("train.strategy", "probe-then-full") != "probe-then-full":
         unread["train.probe_steps"] = f"train.strategy is {config.train.strategy}"
     if config.task != "compare":

@@ -17,7 +17,8 @@ import ml_collections
 
 from jax_emossl import config as fields
 from jax_emossl.arms import ARMS
-from jax_emossl.data import corpora, prepared
+from jax_emossl.data import corpora, prepared, tfds
+from jax_emossl.resident import is_resident, placement
 from jax_emossl.study import num_labels
 
 _EFFICIENCY = 0.3  # speed of trainings over that of the products alone, evaluations of a comparison included
@@ -45,12 +46,14 @@ def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
     for target in corpora.targets(config.data) if config.task == "compare" else [{}]:
         for own in corpora.split(ml_collections.ConfigDict({**config.data, **target})):
             line, sizes = _read(own)
-            lines.append(f"reads {line}")
+            size = _size(config, sizes)
+            lines += [f"reads {line}", f"  {placement(own.resident, size, config.task == 'compare')}"]
         for what, number, own in _trainings(config, target, sizes.folds["train"][0]):
             piece = f"{own.train.crop:g} s" if own.train.crop else "a whole segment"
             jobs[f"{what} of {own.train.steps} steps of {own.train.batch_size} x {piece}"] += number
+            data = size if is_resident(own.data.resident, size, what == "fine-tuning") else 0
             each, needed = _estimate(own, sizes, min(number, _TOGETHER))
-            seconds, memory = seconds + number * each, max(memory, needed)
+            seconds, memory = seconds + number * each, max(memory, data + needed)
     lines += [f"trains {number} x {what}" for what, number in jobs.items() if number]
     beside = ", linear read-outs, predictions, report (not in the estimate)" if config.task == "compare" else ""
     lines.append(f"writes {workdir}: config, checkpoints, metrics, results{beside}")
@@ -60,7 +63,10 @@ def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
 
 def _read(data: ml_collections.ConfigDict) -> tuple[str, _Sizes]:
     """What is read for one division into folds, in words and in numbers."""
+    assumed = "estimated for 75 features at 100 Hz and 2000 segments of 4 s"
     folder = Path(data.prepared)
+    if data.prepared.startswith(tfds.PREFIX) and not prepared.is_prepared(folder := corpora.copy_of(data.prepared)):
+        return f"{data.prepared}, to be copied to {folder} first; {assumed}", _ASSUMED
     if not data.prepared:
         files = corpora.files(data)
         absent = corpora.missing(files)
@@ -69,7 +75,7 @@ def _read(data: ml_collections.ConfigDict) -> tuple[str, _Sizes]:
         if absent or not prepared.is_prepared(folder := corpora.folder(data, files)):
             sources = ", ".join(filter(None, (files.features, files.labels, files.folds, data.words)))
             todo = "generated and prepared" if absent else "prepared"
-            return f"{sources}, to be {todo} first; estimated for 75 features at 100 Hz and 2000 segments of 4 s", _ASSUMED
+            return f"{sources}, to be {todo} first; {assumed}", _ASSUMED
     corpus = prepared.load(folder)
     counts = {name: (len(fold), len(fold.frames)) for name, fold in corpus.folds.items()}
     segments = ", ".join(f"{name} {number}" for name, (number, _) in counts.items())
@@ -95,20 +101,28 @@ def _trainings(
             yield "fine-tuning", cells * points, training
 
 
+def _size(config: ml_collections.ConfigDict, sizes: _Sizes) -> float:
+    """Bytes of the model steps that a command's trainings read."""
+    folds = {"train", "valid", config.compare.fold} if config.task == "compare" else {"train", "valid"}
+    if "train" in config and config.train.get("unlabelled"):
+        folds.add(prepared.UNLABELLED)
+    frames = sum(count for fold, (_, count) in sizes.folds.items() if fold in folds)
+    return 4 * sizes.features * frames * sizes.frame / max(config.data.pool, sizes.frame)
+
+
 def _estimate(config: ml_collections.ConfigDict, sizes: _Sizes, together: int) -> tuple[float, float]:
-    """Seconds of one training, and bytes of `together` of them."""
+    """Seconds of one training, and bytes of `together` of them, the data left out."""
     train, model = config.train, config.model
     pool = max(config.data.pool, sizes.frame)
     step = max(config.data.stack, pool)
     segments, frames = sizes.folds["train"]
-    length = max(1, round((train.crop or frames * sizes.frame / segments) / step))
+    length = max(1, round(min(train.crop or math.inf, frames * sizes.frame / segments) / step))
     tokens = train.batch_size * length
     parameters = 2 * sizes.features * round(step / pool) * model.width + 12 * model.layers * model.width**2
     evaluated = math.ceil(train.steps / train.eval_every) * sizes.folds["valid"][1] * sizes.frame / step
     operations = (3 * train.steps * tokens + evaluated) * (2 * parameters + 4 * model.layers * length * model.width)
-    data = 4 * sizes.features * sum(count for _, count in sizes.folds.values()) * sizes.frame / pool
     activations = 4 * model.layers * tokens * (40 * model.width + 6 * model.heads * length)
-    return operations / (_EFFICIENCY * _speed(tokens, model.width)), _PROGRAM + data + activations + 16 * parameters * together
+    return operations / (_EFFICIENCY * _speed(tokens, model.width)), _PROGRAM + activations + 16 * parameters * together
 
 
 @functools.cache

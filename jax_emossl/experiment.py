@@ -81,6 +81,14 @@ class Experiment:
         order = np.random.default_rng(config.seed).permutation(len(segments))
         return segments.take(np.sort(order[: max(1, round(config.train.share * len(segments)))]))
 
+    def crop_notice(self, train: Segments) -> str:
+        """What there is to say of a `train.crop` that cuts no segment of the training fold."""
+        crop, longest = self.config.train.crop, int(train.lengths.max())
+        if not crop or self.frontend.steps(crop) < longest:
+            return ""
+        seconds = longest * self.frontend.frames_per_step * self.frontend.frame_seconds
+        return f"train.crop is {crop:g} s, but no training segment of {self.name} is longer than {seconds:.2g} s: all are taken whole."
+
     def card(self) -> Card:
         seen = tuple(sorted({*self.seen, *(r for corpus, _ in self.sources for r in corpus.train_recordings)}))
         judges = tuple(sorted({*self.judges, *map(str, self.segments("valid").recordings)}))

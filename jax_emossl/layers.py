@@ -26,17 +26,19 @@ class Dense(nn.Dense):
 class Dropout(nn.Module):
     """Inverted dropout drawn from random bytes, a quarter of the bits nn.Dropout asks for.
 
-    The rate is rounded to a multiple of 1/256.
+    The rate is rounded to a multiple of 1/256. What is dropped of a step does not depend on how many follow it, padding or not.
     """
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*s"], deterministic: bool) -> Float[Array, "*s"]:
+    def __call__(self, x: Float[Array, "b *s"], deterministic: bool) -> Float[Array, "b *s"]:
         dropped = round(self.rate * 256)
         if deterministic or dropped == 0:
             return x
-        keep = jax.random.bits(self.make_rng("dropout"), x.shape, jnp.uint8) >= dropped
+        # A byte goes by its place in the array: with time first, padding comes after all else.
+        drawn = jax.random.bits(self.make_rng("dropout"), (*x.shape[:2][::-1], *x.shape[2:]), jnp.uint8)
+        keep = jnp.swapaxes(drawn, 0, 1) >= dropped
         return jnp.where(keep, x * (256 / (256 - dropped)), 0.0)
 
 

@@ -22,12 +22,13 @@ from jax_emossl import mesh as meshes
 from jax_emossl import metrics, preemption
 from jax_emossl.checkpoint import Checkpoints, Snapshot
 from jax_emossl.data.batches import Batch, Segments, in_memory
-from jax_emossl.data.indices import Sampler, padded_length
+from jax_emossl.data.indices import Sampler
 from jax_emossl.data.pipeline import tf_data
 from jax_emossl.logs import Scalars
 from jax_emossl.objectives import Objective, Params, Variables, assess
 from jax_emossl.optimizer import Optimizer, Rates
-from jax_emossl.predictor import Resident, predict_rows, predict_stacked, with_features
+from jax_emossl.predictor import predict_rows, predict_stacked
+from jax_emossl.resident import Resident, with_features
 
 _LOADERS = {"memory": in_memory, "tf.data": tf_data}
 _NO_PROGRESS = {"best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": ""}
@@ -87,8 +88,8 @@ def fit(
 ) -> list[Fitted]:
     """Trains all members and chooses each one's step on its validation segments; resumes from `checkpoints` where it holds any.
 
-    Batches that are not cropped are padded to the length of their bucket for one member, to that of the longest segment for
-    several, so that these do not depend on one another.
+    A batch is padded to its bucket's length, those of several members to the longest among them: since nothing depends on padding, masks
+    and dropout included, a member is the same training alone.
 
     Args:
       config: of any member; `data` and `train` are read.
@@ -178,9 +179,8 @@ class _Run:
         """The batches (M, B, ...) of steps step..stop-1, placed."""
         if step == stop:
             return
-        settings, growth, alone = self.config.train, self.config.data.bucket_growth, len(self.members) == 1
-        longest = 0 if alone else max(padded_length(int(m.train.whole.lengths.max()), growth) for m in self.members)
-        samplers = [Sampler(m.train.lengths, settings.batch_size, m.crop, growth, longest) for m in self.members]
+        growth = self.config.data.bucket_growth
+        samplers = [Sampler(m.train.lengths, self.config.train.batch_size, m.crop, growth) for m in self.members]
         own = zip(self.members, samplers, strict=True)
         if self.resident:
             feeds = [_places(self.resident, m, s, range(step, stop)) for m, s in own]
@@ -188,7 +188,7 @@ class _Run:
             load = _LOADERS[self.config.data.loader]
             feeds = [load(m.train, s, m.seed, step, stop) for m, s in own]
         for rows in zip(*feeds, strict=True):
-            yield meshes.place_rows(meshes.stack(rows), self.mesh)
+            yield meshes.place_rows(meshes.stack(_padded_alike(rows)), self.mesh)
 
     def advance(self, now: Snapshot, batch: Batch) -> tuple[Snapshot, dict]:
         """After one more step, and its sums (M,), still on the devices."""
@@ -245,6 +245,14 @@ class _Run:
     def sound(self, now: Snapshot) -> bool:
         """Whether any member has not diverged."""
         return not all(own["diverged"] for own in now.progress["members"])
+
+
+def _padded_alike(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches of one length, that of the longest."""
+    name = "places" if "places" in batches[0] else "features"
+    length = max(batch[name].shape[1] for batch in batches)
+    missing = [[(0, length - n if axis == 1 else 0) for axis, n in enumerate(batch[name].shape)] for batch in batches]
+    return [{**batch, name: np.pad(batch[name], own)} for batch, own in zip(batches, missing, strict=True)]
 
 
 def _places(resident: Resident, member: Member, sampler: Sampler, steps: range) -> Iterator[Batch]:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_emossl.errors import UserError
+
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")  # Linux: bytes, or "max" for all
 
 
 @functools.cache
@@ -32,6 +35,15 @@ def use_cpu_cores(batch_sizes: Sequence[int]) -> None:
     if "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices)
+
+
+def device_memory() -> int:
+    """Bytes that a device can have; CPU devices share those of the machine, or of the container that it is."""
+    if limit := (jax.devices()[0].memory_stats() or {}).get("bytes_limit"):
+        return limit
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    contained = _CONTAINER.read_text().strip() if _CONTAINER.is_file() else "max"
+    return physical if contained == "max" else min(physical, int(contained))
 
 
 def padded(items: Sequence, mesh: Mesh) -> list:

@@ -4,44 +4,14 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
 from jax_emossl import mesh as meshes
 from jax_emossl.data.batches import Batch, Recordings, Segments
 from jax_emossl.data.indices import Selection, in_order
-from jax_emossl.layers import valid_steps
 from jax_emossl.objectives import Objective, Outputs, Variables
-
-
-class Resident:
-    """The model steps of some folds' segments, one after another, on every device, as `steps` (N, D)."""
-
-    def __init__(self, folds: Sequence[Segments]):
-        self._first, arrays, total = {}, [], 0
-        for fold in folds:
-            self._first[fold.whole] = total + np.concatenate([[0], np.cumsum(fold.whole.lengths)[:-1]])
-            arrays += [fold.whole.steps(i) for i in range(len(fold.whole))]
-            total += int(fold.whole.lengths.sum())
-        self.steps: Float[Array, "n d"] = meshes.replicate(np.concatenate(arrays), meshes.make(1))
-
-    def gather(self, segments: Segments, selection: Selection) -> Batch:
-        """The batch of a selection, whose features are named by their `places` (B, T) among `steps`."""
-        rest = segments.gather_all_but_features(selection)
-        first = self._first[segments.whole][segments.positions[selection.segments]] + selection.starts
-        steps = np.minimum(np.arange(selection.length), rest["num_steps"][:, None] - 1)
-        return {"places": (first[:, None] + steps).astype(np.int32), **rest}
-
-
-def with_features(steps: Float[Array, "n d"] | None, batch: Batch) -> Batch:
-    """A batch that has its features (B, T, D), taken from `steps` where it only names their places."""
-    if "places" not in batch:
-        return batch
-    places = batch["places"]
-    valid = valid_steps(batch["num_steps"], places.shape[1])[..., None]
-    return {"features": jnp.where(valid, steps[places], 0), **{name: value for name, value in batch.items() if name != "places"}}
+from jax_emossl.resident import Resident, with_features
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "mesh"))
@@ -74,8 +44,9 @@ def predict_rows(
 
     before = None
     for selections in in_order([part.lengths for part in parts], batch_size, growth, mesh.shape["data"]):
-        rows = [gather(part, own) for part, own in zip(parts, selections, strict=True)]
-        made = _predict(objective, mesh, steps, variables, meshes.place_rows(meshes.stack(rows), mesh))
+        rows = {part: gather(part, own) for part, own in dict(zip(parts, selections, strict=True)).items()}  # members may share theirs
+        batch = meshes.place_rows(meshes.stack([rows[part] for part in parts]), mesh)
+        made = _predict(objective, mesh, steps, variables, batch)
         if before:  # the devices never wait for the host
             keep(*before)
         before = selections, made

@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from jax_emossl.data.batches import Segments
 from jax_emossl.objectives import Batch, Objective, Outputs, Params, Variables
-from jax_emossl.predictor import Resident, predict
+from jax_emossl.predictor import predict
+from jax_emossl.resident import Resident
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.decomposition import PCA
 
-from jax_emossl import representation, standards
+from jax_emossl import standards
 from jax_emossl.config import part, stretched
 from jax_emossl.data import functionals, label_budget
 from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
 from jax_emossl.objectives import Params
-from jax_emossl.predictor import Resident
+from jax_emossl.representation import represent
+from jax_emossl.resident import Resident
 
 _COMPONENTS = 64
 
@@ -62,7 +63,8 @@ class Study:
       experiment: of its fine-tunings, which start from `pretrained`.
       pretrained: parameters of the pretrained encoders; none where no arm reads them.
       segments: of the folds that take part.
-      known: vectors by source and seed; an encoder reads every fold once.
+      encoded: what encoders make of segments, by source and seed, then by fold; an encoder reads a fold once.
+      known: vectors by source and seed.
       read: what was read out of them linearly, by all that matters.
     """
 
@@ -70,6 +72,7 @@ class Study:
     experiment: Experiment
     pretrained: Sequence[Params]
     segments: dict[str, Segments]
+    encoded: dict[tuple[str, int], dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     known: dict[tuple[str, int], dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     read: dict[tuple, Answer] = dataclasses.field(default_factory=dict)
 
@@ -87,9 +90,9 @@ class Study:
         return self.segments[self.config.compare.fold]
 
     @functools.cached_property
-    def resident(self) -> Resident:
-        """All its segments, for sweeps and their predictions."""
-        return Resident(list(self.segments.values()))
+    def resident(self) -> Resident | None:
+        """All its segments, for sweeps and their predictions; None where these read batch by batch."""
+        return Resident.of(self.config.data.resident, list(self.segments.values()), together=True)
 
     def positions(self, cell: Cell) -> Int[np.ndarray, "n"]:
         """The cell's labelled segments, the same for every arm."""
@@ -122,21 +125,29 @@ class Study:
         """What a source's vectors depend on, beside the corpus: a random encoder on the seed, pretrained ones take turns."""
         return {"random": seed, "pretrained": (seed - self.config.seed) % max(1, len(self.pretrained))}.get(source, 0)
 
+    def represented(self, source: str, seed: int, fold: str) -> Float[np.ndarray, "s p"]:
+        """What an encoder, `pretrained` or `random`, makes of a fold's segments, not standardised."""
+        made = self.encoded.setdefault((source, self.origin(source, seed)), {})
+        if fold not in made:
+            training, part = self.training(seed, source), {fold: self.segments[fold]}
+            made |= represent(training.objective.encoder, training.params()["encoder"], part, *training.sizes, self.resident)
+        return made[fold]
+
     def vectors(self, source: str, seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
         """Vectors of every fold's segments from a source, standardised per recording."""
         key = source, self.origin(source, seed)
         if key not in self.known:
-            experiment = self.training(seed, source)
             if source == "pca":  # what unlabelled speech gives without a pretext task
                 functional = self.vectors("functionals", seed)
                 components = PCA(min(_COMPONENTS, *functional["train"].shape), whiten=True, random_state=0).fit(functional["train"])
                 self.known[key] = {fold: components.transform(own) for fold, own in functional.items()}
                 return self.known[key]
             if source == "functionals":
-                made = {fold: functionals.of_fold(experiment.corpus, fold, experiment.frontend) for fold in self.segments}
+                corpus, frontend = self.experiment.corpus, self.experiment.frontend
+                made = {fold: functionals.of_fold(corpus, fold, frontend) for fold in self.segments}
             else:
-                encoder, params = experiment.objective.encoder, experiment.params()["encoder"]
-                made = representation.represent(encoder, params, self.segments, *experiment.sizes, self.resident)
+                made = {fold: self.represented(source, seed, fold) for fold in self.segments}
+                del self.encoded[key]  # standardised, they are all that is read from now on
             toward = standards.overall(made["train"])
             self.known[key] = {
                 fold: np.asarray(standards.standardised(made[fold], own.by_recording, toward)) for fold, own in self.segments.items()

@@ -3,14 +3,13 @@
 import contextlib
 import hashlib
 import itertools
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 
-from jax_emossl import linear
+from jax_emossl import linear, mesh
 from jax_emossl.arms import ARMS
 from jax_emossl.averaging import averaged
 from jax_emossl.checkpoint import Checkpoints
@@ -102,11 +101,10 @@ def _members_at_once(study: Study, training: Experiment) -> int:
     """
     settings, model = training.config.train, training.config.model
     crop, longest = training.frontend.steps(settings.crop), int(study.segments["train"].lengths.max())
-    length = crop or padded_length(longest, training.config.data.bucket_growth)
+    length = min(crop or longest, padded_length(longest, training.config.data.bucket_growth))
     state = 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(training.params()))
     activations = 4 * model.layers * settings.batch_size * length * (40 * model.width + 6 * model.heads * length)
     platform, devices = jax.devices()[0].platform, jax.device_count()
-    bytes_limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
-    free = _MEMORY_SHARE * (bytes_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices)
+    free = _MEMORY_SHARE * mesh.device_memory() / (devices if platform == "cpu" else 1)
     together = free / state if platform == "cpu" else free / (state + activations)  # on CPU they take turns
     return max(1, min(int(together), _MOST_MEMBERS.get(platform, 10**6) // devices)) * devices

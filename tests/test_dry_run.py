@@ -36,7 +36,7 @@ def test_every_field_is_shown_as_it_would_be_used(described):
 def test_a_comparison_counts_its_trainings_and_makes_nothing(described, tmp_path):
     lines = described("configs.quickstart")
     assert "trains 1 x pretraining of 600 steps of 64 x 3.84 s" in lines
-    assert "trains 16 x fine-tuning of 120 steps of 32 x a whole segment" in lines  # 2 arms x 2 counts x 2 seeds x 2 rates
+    assert "trains 16 x fine-tuning of 120 steps of 32 x 8 s" in lines  # 2 arms x 2 counts x 2 seeds x 2 rates
     assert any(line.startswith("reads ") and "DEMO_COVAREP.csd" in line and "to be generated and prepared first" in line for line in lines)
     assert any(line.startswith(f"writes {tmp_path}/workdir: ") for line in lines)
     assert lines[-1].startswith("ESTIMATE on this ") and "may be off by a factor of 3" in lines[-1]
@@ -50,15 +50,15 @@ def test_variants_and_rotations_count(described, demo_files):
     assert [line.split(", ")[2].rsplit("/")[-1] for line in lines if line.startswith("reads")] == ["folds.json", "other.json"]
     assert "trains 2 x pretraining of 600 steps of 64 x 3.84 s" in lines
     # 2 arms x 3 counts x 5 seeds x 4 rates x 2 rotations; linear read-outs are no trainings
-    assert "trains 240 x fine-tuning of 60 steps of 32 x a whole segment" in lines
-    assert "trains 80 x fine-tuning of 500 steps of 32 x a whole segment" in lines  # all of 2000 labels, in 8 epochs
+    assert "trains 240 x fine-tuning of 60 steps of 32 x 8 s" in lines
+    assert "trains 80 x fine-tuning of 500 steps of 32 x 8 s" in lines  # all of 2000 labels, in 8 epochs
 
 
 def test_without_an_arm_that_reads_it_nothing_is_pretrained(described):
     lines = described("configs.quickstart", {"compare.arms": ("scratch", "functionals")})
     assert [line for line in lines if line.startswith("trains")] == [
-        "trains 8 x fine-tuning of 120 steps of 32 x a whole segment",
-        "trains 4 x fine-tuning of 500 steps of 32 x a whole segment",
+        "trains 8 x fine-tuning of 120 steps of 32 x 8 s",
+        "trains 4 x fine-tuning of 500 steps of 32 x 8 s",
     ]
 
 
@@ -77,6 +77,15 @@ def test_time_grows_with_the_steps_and_memory_with_the_batch(described, demo_fol
     )
     assert longer[0] == pytest.approx(10 * one[0], rel=0.02) and longer[1] == one[1]
     assert wider[0] == pytest.approx(one[0], rel=0.02) and wider[1] > one[1]
+
+
+def test_where_model_steps_lie_is_said_and_counted(described, demo_folder):
+    whole, mapped = (
+        described("configs.quickstart", {"data.prepared": str(demo_folder), "data.resident": how}) for how in ("auto", "mapped")
+    )
+    said = [next(line for line in lines if "GB of model steps" in line) for lines in (whole, mapped)]
+    assert "resident" in said[0] and "mapped" in said[1]
+    assert estimate(whole)[1] >= estimate(mapped)[1]
 
 
 def test_files_that_are_not_there_are_named(described, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import ml_collections
@@ -81,6 +82,31 @@ def test_number_and_width_of_steps_are_as_announced(pool, stack):
         steps = front(frames(n), *scaling)
         assert steps.shape == (front.num_steps(np.array([n]))[0], front.dimension)
         assert np.isfinite(steps).all() and steps.dtype == np.float32
+
+
+def defined(front, piece, location, scale):
+    """Model steps of one piece, frame by frame as the text says."""
+    normal = [np.clip((frame - location) / scale, -front.clip, front.clip) for frame in piece]
+    pools = [normal[i : i + front.pool] for i in range(0, len(normal), front.pool)]
+    pooled = [functools.reduce(np.add, own) / np.float32(len(own)) for own in pools]
+    pooled += [np.zeros_like(piece[0])] * (-len(pooled) % front.stack)
+    return np.array(pooled, np.float32).reshape(-1, front.dimension)
+
+
+@pytest.mark.parametrize(("pool", "stack"), [(1, 1), (2, 2), (3, 1), (5, 2)])
+def test_pieces_together_are_what_each_is_by_definition(pool, stack):
+    """To the last bit, whatever their numbers of frames; steps beyond a piece are 0."""
+    front, counts = frontend(pool=pool, stack=stack, clip=2.0), np.array([30, 1, 17, 29, 10])
+    rng = np.random.default_rng(0)
+    location, scale = np.abs(rng.normal(size=(2, len(counts), 3))).astype(np.float32)
+    scale[0, 1] = np.inf  # a constant dimension
+    pieces = np.array([frames(30, seed) for seed in range(len(counts))])
+    made = front(pieces, location, scale, counts)
+    assert made.dtype == np.float32 and made.shape == (5, front.num_steps(np.array(30)), front.dimension)
+    for own, piece, count, *scaling in zip(made, pieces, counts, location, scale, strict=True):
+        expected = defined(front, piece[:count], *scaling)
+        np.testing.assert_array_equal(own[: len(expected)], expected)
+        assert not own[len(expected) :].any()
 
 
 def test_a_piece_of_a_segment_equals_the_piece_of_the_whole(demo_corpus):

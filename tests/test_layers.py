@@ -28,6 +28,13 @@ def test_dropout_keeps_the_mean_and_the_rate_and_is_off_when_deterministic():
     np.testing.assert_array_equal(Dropout(0.0).apply({}, x, False), x)
 
 
+def test_what_is_dropped_of_a_step_does_not_depend_on_padding():
+    x, key = jnp.ones((3, 12, 8)), jax.random.key(0)
+    short, padded = (Dropout(0.5).apply({}, own, False, rngs={"dropout": key}) for own in (x, jnp.pad(x, [(0, 0), (0, 20), (0, 0)])))
+    np.testing.assert_array_equal(short, padded[:, :12])
+    assert len(np.unique(np.asarray(short).reshape(36, 8), axis=0)) > 20  # rows and steps drop what they like
+
+
 def test_pooling_is_the_mean_and_deviation_over_valid_steps_of_every_layer():
     layers = np.random.default_rng(0).normal(1, 2, (3, 4, 12, 16)).astype(np.float32)
     pooled = np.asarray(pool_statistics(list(layers), NUM_STEPS))

@@ -21,7 +21,8 @@ from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.logs import Scalars
 from jax_emossl.loop import _Run, fit
-from jax_emossl.predictor import Resident, predict
+from jax_emossl.predictor import predict
+from jax_emossl.resident import Resident
 from jax_emossl.tasks import train as task
 
 
@@ -381,16 +382,24 @@ def test_members_differ(fitted):
     assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.combinations(kernels, 2))
 
 
-def test_whole_segments_are_padded_alike_whatever_the_others_are(sweep):
-    """Two members have short segments only, which are padded less alone, and to the longest of the fold together."""
-    member = sweep.members[0]
-    train = member.train.whole
-    short = dataclasses.replace(member, train=train.take(np.flatnonzero(train.lengths <= 24)))
+def test_members_read_batch_by_batch_are_those_whose_steps_are_resident(sweep, fitted):
+    for member, own in zip(sweep.fit(resident=False), fitted, strict=True):
+        assert_equal_runs(member, own, 1e-4)
+
+
+def test_a_member_is_the_same_run_alone_whatever_the_others_pad_it_to(sweep):
+    """One has short segments only: alone, its batches are shorter than beside the other's. Dropout and all else are the same."""
+    one, other = (dataclasses.replace(member, crop=0) for member in sweep.members[:2])
+    train = one.train.whole
+    short = dataclasses.replace(one, train=train.take(np.flatnonzero(train.lengths <= 24)))
     config = sweep.config.copy_and_resolve_references()
     config.data.bucket_growth = 3.0
-    for members, length in (([short], 24), ([short, short], 72)):
-        batches = _Run.of(sweep.objective, members, config, meshes.make(len(members)), None).batches(0, 5)
-        assert {batch["features"].shape[:3] for batch in batches} == {(len(members), 8, length)}
+    buckets = dataclasses.replace(sweep, config=config)
+    for members, length in (([short], 24), ([short, other], 72)):
+        batches = _Run.of(sweep.objective, members, config, meshes.make(len(members)), sweep.resident).batches(0, 5)
+        assert max(batch["places"].shape for batch in batches) == (len(members), 8, length)
+    (alone,), together = buckets.fit([short]), buckets.fit([short, other])
+    assert_equal_runs(together[0], alone, 1e-4)
 
 
 def test_predictions_of_members_are_those_made_alone(sweep, fitted):
@@ -476,7 +485,8 @@ import contextlib, itertools, pickle, sys
 from pathlib import Path
 from jax_emossl import loop, mesh, preemption
 from jax_emossl.checkpoint import Checkpoints
-from jax_emossl.predictor import Resident, predict
+from jax_emossl.predictor import predict
+from jax_emossl.resident import Resident
 
 source, target = map(Path, sys.argv[1:3])
 

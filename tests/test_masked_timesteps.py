@@ -44,6 +44,12 @@ def test_a_mask_hides_and_shows_something_and_spares_the_padding(ratio, span):
             assert not masked[:, :n].all(1).any()
 
 
+@pytest.mark.parametrize(("number", "span"), [(1, 3), (7, 3), (40, 10), (40, 1)])
+def test_a_mask_does_not_depend_on_padding(number, span):
+    short, padded = (span_mask(KEY, number, length, 0.5, span)[:number] for length in (40, LENGTH))
+    np.testing.assert_array_equal(short, padded)
+
+
 @pytest.mark.parametrize(("ratio", "span"), [(0.15, 1), (0.5, 1), (0.85, 1), (0.15, 5), (0.5, 5), (0.75, 10)])
 def test_the_share_of_masked_steps_is_as_configured(ratio, span):
     assert np.asarray(masks(LENGTH, ratio, span, rows=3000)).mean() == pytest.approx(ratio, abs=0.02)

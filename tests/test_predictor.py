@@ -7,13 +7,13 @@ import pytest
 
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
-from jax_emossl.data.indices import Sampler, in_order
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.objectives import Objective
 from jax_emossl.objectives.emotion import Intensity
 from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
 from jax_emossl.ordinal import Levels
-from jax_emossl.predictor import Resident, predict, with_features
+from jax_emossl.predictor import predict
+from jax_emossl.resident import Resident
 
 ENCODER = Transformer(width=16, layers=1, heads=2)
 
@@ -73,33 +73,6 @@ def assert_close(made, expected):
     for name, values in expected.items():
         assert np.ptp(values) > 0.1
         np.testing.assert_allclose(made[name], values, rtol=1e-4, atol=1e-5 * np.abs(values).max())
-
-
-def assert_same_batch(resident, segments, selection):
-    expected, made = segments.gather(selection), resident.gather(segments, selection)
-    assert "features" not in made and made["places"].dtype == np.int32
-    made = with_features(resident.steps, made)
-    assert made.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(made[name], array)
-
-
-@pytest.mark.parametrize("crop", [0, 5])
-@pytest.mark.parametrize("fold", ["train", "valid"])
-def test_what_is_resident_makes_the_same_batches(fold, crop, folds, resident):
-    """Also of segments that were taken, in any order, and with filler rows."""
-    whole = folds[fold]
-    for segments in (whole, whole.take(np.arange(len(whole))[::-3])):
-        sampler = Sampler(segments.lengths, 5, crop, 1.3)
-        selections = [sampler.indices(1, step) for step in range(sampler.steps_per_epoch)]
-        assert any((selection.weight == 0).any() for selection in selections)
-        for selection in [*selections, *(own for (own,) in in_order([segments.lengths], 5, 1.3))]:
-            assert_same_batch(resident, segments, selection)
-
-
-def test_a_batch_that_has_its_features_keeps_them(folds):
-    batch = folds["valid"].gather(Sampler(folds["valid"].lengths, 4).indices(0, 0))
-    assert with_features(None, batch) is batch
 
 
 @pytest.mark.parametrize("resident", [False, True])

@@ -5,8 +5,8 @@ import pytest
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders.transformer import Transformer
-from jax_emossl.predictor import Resident
 from jax_emossl.representation import Representation, represent
+from jax_emossl.resident import Resident
 
 ENCODER = Transformer(width=8, layers=1, heads=1)
 

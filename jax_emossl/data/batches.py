@@ -41,7 +41,7 @@ class Segments:
     def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend):
         parts = [corpus.fold(name) for name in folds]
         self._frontend = frontend
-        self._frames = [part.frames for part in parts]
+        self._frames = [np.asarray(part.frames) for part in parts]
         self._part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self._first = np.concatenate([part.offsets[:-1] for part in parts])
         self._count = np.concatenate([np.diff(part.offsets) for part in parts])
@@ -52,7 +52,9 @@ class Segments:
         self.recordings = np.array([r for part in parts for r in part.recordings], str)
         self._recording = np.searchsorted(names, self.recordings).astype(np.int32)
         self._reliance = np.array([corpus.statistics[r].reliance(frontend.prior) for r in names], np.float32)
-        self._scaling = {r: frontend.location_and_scale(corpus.statistics[names[r]]) for r in np.unique(self._recording)}
+        self._location, self._scale = np.zeros((2, len(names), len(corpus.features)), np.float32)
+        for r in np.unique(self._recording):
+            self._location[r], self._scale[r] = frontend.location_and_scale(corpus.statistics[names[r]])
         self.whole = self
         self.positions = np.arange(len(self))
 
@@ -67,8 +69,7 @@ class Segments:
         joined._frames = [frames for part in parts for frames in part._frames]
         joined._part = np.concatenate([part._part + first for part, first in zip(parts, first_part, strict=False)])
         joined._recording = np.concatenate([part._recording + first for part, first in zip(parts, first_recording, strict=False)])
-        joined._scaling = {r + first: own for part, first in zip(parts, first_recording, strict=False) for r, own in part._scaling.items()}
-        for name in ("_first", "_count", "_reliance", "lengths", "recordings"):
+        for name in ("_first", "_count", "_reliance", "_location", "_scale", "lengths", "recordings"):
             setattr(joined, name, np.concatenate([getattr(part, name) for part in parts]))
         joined.labels = np.zeros((len(joined), 0), np.float32)
         joined.whole, joined.positions = joined, np.arange(len(joined))
@@ -76,6 +77,11 @@ class Segments:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def dimension(self) -> int:
+        """Width of a model step."""
+        return self._frontend.dimension
 
     @property
     def by_recording(self) -> Recordings:
@@ -90,19 +96,22 @@ class Segments:
 
     def steps(self, segment: int, start: int = 0, length: int | None = None) -> Float[np.ndarray, "t d"]:
         """Model steps of one segment from `start`, at most `length` of them."""
-        per_step = self._frontend.frames_per_step
-        stop = self._count[segment] if length is None else min(self._count[segment], (start + length) * per_step)
-        first = self._first[segment]
-        frames = self._frames[self._part[segment]][first + start * per_step : first + stop]
-        return self._frontend(frames, *self._scaling[self._recording[segment]])
+        left = int(self.lengths[segment]) - start
+        return self._features(Selection(np.array([segment]), np.array([start]), np.ones(1), min(left, length or left)))[0]
 
     def gather(self, selection: Selection) -> Batch:
         """The batch of a selection: features (B, T, D) and all that `gather_all_but_features` gives."""
-        features = np.zeros((len(selection.segments), selection.length, self._frontend.dimension), np.float32)
-        for row, segment, start in zip(features, selection.segments, selection.starts, strict=True):
-            steps = self.steps(segment, start, selection.length)
-            row[: len(steps)] = steps
-        return {"features": features, **self.gather_all_but_features(selection)}
+        return {"features": self._features(selection), **self.gather_all_but_features(selection)}
+
+    def _features(self, selection: Selection) -> Float[np.ndarray, "b t d"]:
+        per_step, recordings = self._frontend.frames_per_step, self._recording[selection.segments]
+        skipped, number = selection.starts * per_step, selection.length * per_step
+        first = self._first[selection.segments] + skipped
+        counts = np.minimum(self._count[selection.segments] - skipped, number)
+        frames = np.zeros((len(first), number, self._location.shape[1]), np.float32)
+        for row, part, begin, count in zip(frames, self._part[selection.segments], first, counts, strict=True):
+            row[:count] = self._frames[part][begin : begin + count]
+        return self._frontend(frames, self._location[recordings], self._scale[recordings], counts)
 
     def gather_all_but_features(self, selection: Selection) -> Batch:
         """num_steps (B,), labels (B, E), weight (B,), and which segment and recording a row is of (B,)."""

@@ -45,21 +45,19 @@ def padded_length(steps: int, growth: float) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
-    """Draws batches that cover every segment once an epoch, in a fresh permutation, bucketed by length.
+    """Draws batches that cover every segment once an epoch, in a fresh permutation; whole segments are bucketed by length.
 
     Attributes:
       lengths: model steps of every segment.
       batch_size: rows of every batch; the last of an epoch is filled with rows of weight 0.
-      crop: longest piece of a segment, in model steps, at a random place; 0 never crops.
+      crop: longest piece of a segment, in model steps, at a random place, and longest batch; 0 never crops.
       growth: ratio of successive padded lengths (see `padded_length`).
-      length: padded length of every batch that is not cropped; 0 = that of its bucket.
     """
 
     lengths: Int[np.ndarray, "s"]
     batch_size: int
     crop: int = 0
     growth: float = 1.25
-    length: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,21 +75,23 @@ class Sampler:
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Segments in the order in which an epoch's batches hold them, and the order of the batches."""
         rng = np.random.default_rng((seed, epoch, 0))
-        shuffled = rng.permutation(len(self.lengths))
-        bucket = np.array([self.crop or padded_length(int(length), self.growth) for length in self.lengths[shuffled]])
+        shuffled, order = rng.permutation(len(self.lengths)), rng.permutation(self.steps_per_epoch)
+        if self.crop:
+            return shuffled, order
+        bucket = np.array([padded_length(int(length), self.growth) for length in self.lengths[shuffled]])
         # Longest first, so that the filler rows of the last batch are short.
-        return shuffled[np.argsort(-bucket, kind="stable")], rng.permutation(self.steps_per_epoch)
+        return shuffled[np.argsort(-bucket, kind="stable")], order
 
     def _select(self, segments: Int[np.ndarray, "b"], rng: np.random.Generator) -> Selection:
         missing = self.batch_size - len(segments)
         weight = np.concatenate([np.ones(len(segments), np.float32), np.zeros(missing, np.float32)])
         segments = np.concatenate([segments, np.repeat(segments[:1], missing)])
         lengths = self.lengths[segments]
+        length = padded_length(int(lengths.max()), self.growth)
         if not self.crop:
-            length = self.length or padded_length(int(lengths.max()), self.growth)
             return Selection(segments, np.zeros_like(segments), weight, length)
         starts = rng.integers(0, np.maximum(lengths - self.crop, 0) + 1)
-        return Selection(segments, starts, weight, self.crop)
+        return Selection(segments, starts, weight, min(length, self.crop))
 
 
 def in_order(lengths: Sequence[Int[np.ndarray, "s"]], batch_size: int, growth: float, devices: int = 1) -> Iterator[list[Selection]]:

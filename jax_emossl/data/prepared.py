@@ -29,6 +29,7 @@ from jax_emossl.data.statistics import Statistics
 from jax_emossl.errors import UserError
 
 FORMAT = 1
+DESCRIPTION = "corpus.json"
 UNLABELLED = "train_unlabelled"
 _EMPTY_BYTES = 128  # of an array without elements, which cannot be mapped: its header alone
 _COLUMNS = ("recording", "index", "start", "end")
@@ -171,14 +172,14 @@ def write_description(corpus: Corpus) -> None:
         "summary": corpus.summary,
         "extractor": dict(corpus.extractor),
     }
-    (corpus.path / "corpus.json").write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
+    (corpus.path / DESCRIPTION).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
 
 
 # Reading.
 
 
 def is_prepared(path: str | Path) -> bool:
-    return (Path(path) / "corpus.json").is_file()
+    return (Path(path) / DESCRIPTION).is_file()
 
 
 def load(path: str | Path) -> Corpus:
@@ -186,13 +187,18 @@ def load(path: str | Path) -> Corpus:
     path = Path(path)
     if not is_prepared(path):
         raise UserError(f"{path} is not a prepared corpus: make one with python -m jax_emossl.prepare.")
-    where = path / "corpus.json"
+    corpus = describe(path / DESCRIPTION)
+    return dataclasses.replace(corpus, folds={name: _load_fold(corpus, name) for name in corpus.summary["folds"]})
+
+
+def describe(where: Path) -> Corpus:
+    """A corpus without its folds, of which the summary has the names, from its description; UserError as for `load`."""
     with _damage(where):
         table = json.loads(where.read_text(encoding="utf-8"))
         if table["format"] != FORMAT:
             raise UserError(f"{where} has format {str(table['format'])[:20]!r} where {FORMAT} is read: prepare the corpus anew.")
         corpus = Corpus(
-            path=path,
+            path=where.parent,
             name=_names([table["name"]])[0],
             synthetic=table["synthetic"] is True,
             features=_names(table["features"]),
@@ -212,7 +218,7 @@ def load(path: str | Path) -> Corpus:
         raise UserError(f"{where} names the folds {', '.join(map(repr, names))}: prepare the corpus anew.")
     if any(len(s.mean) != len(corpus.features) for s in (corpus.train_statistics, *corpus.statistics.values())):
         raise UserError(f"{where} has statistics of another dimension than its {len(corpus.features)} features: prepare the corpus anew.")
-    return dataclasses.replace(corpus, folds={name: _load_fold(corpus, name) for name in names})
+    return corpus
 
 
 @contextlib.contextmanager

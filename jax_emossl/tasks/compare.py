@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from jax_emossl import checkpoint, evaluation, linear, mesh, preemption, report, results, tuned, workdir
+from jax_emossl import checkpoint, evaluation, linear, mesh, preemption, report, results, standards, tuned, workdir
 from jax_emossl import config as configs
 from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora
@@ -18,10 +18,12 @@ from jax_emossl.data.indices import Selection
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment, build, check_held_out, require
 from jax_emossl.objectives.emotion import category_names
+from jax_emossl.resident import nbytes, placement
 from jax_emossl.study import Answer, Cell, Study, num_labels
 from jax_emossl.tasks import train
 
 _IN_PROGRESS = "in_progress"
+_MOST_SHOWN = 2000  # segments in the embedding map
 
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
@@ -30,6 +32,10 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     targets, known = corpora.targets(config.data), {}
     plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
     # which refuse what cannot be compared, before anything is trained
+    print("\n".join(dict.fromkeys(plan.placement for plan in plans)), flush=True)
+    for sentence in dict.fromkeys(plan.unpretrained.crop_notice(plan.unpretrained.segments("train")) for plan in plans):
+        if sentence:
+            notice(sentence)
     file = out / results.RESULTS_FILE
     rows = results.read(file)["runs"] if file.exists() else []
     with tqdm(total=sum(len(plan.cells) for plan in plans), desc="comparing", unit="cell", leave=False, disable=None) as bar:
@@ -115,6 +121,13 @@ class _Plan:
     def words(self) -> str:
         return " ".join(filter(None, (self.variant, corpora.short(self.config.data.corpus), self.rotation)))
 
+    @property
+    def placement(self) -> str:
+        """Where the model steps lie of which its fine-tunings read."""
+        folds = dict.fromkeys(("train", "valid", self.config.compare.fold))
+        size = nbytes([self.unpretrained.segments(fold) for fold in folds])
+        return f"{self.unpretrained.name}: {placement(self.config.data.resident, size, together=True)}"
+
     def context(self) -> str:
         """What a reader must know to judge its rows."""
         whole = self.config.compare.validation == "fold"
@@ -196,16 +209,20 @@ def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> 
 
 
 def _illustrate(study: Study, plan: _Plan) -> None:
-    """Keeps what the report's pictures need: some segments of the pretext task, and the reported ones before and after pretraining."""
-    experiment, valid, own = study.experiment, study.segments["valid"], study.reported
+    """Keeps what the report's pictures need: some segments of the pretext task, and of the reported before and after pretraining."""
+    experiment, valid, reported = study.experiment, study.segments["valid"], study.reported
+    own = reported.take(np.linspace(0, len(reported) - 1, min(_MOST_SHOWN, len(reported))).round().astype(int))
     pretraining = build(configs.part(plan.config, "pretrain", data=plan.config.data.to_dict()), experiment.corpus)
     middle = np.argsort(valid.lengths, kind="stable")[[len(valid) // 4, len(valid) // 2, 3 * len(valid) // 4]]
     batch = valid.gather(Selection(middle, np.zeros(3, int), np.ones(3, np.float32), int(valid.lengths[middle].max())))
     pictures = pretraining.objective.illustrate(checkpoint.load_best(plan.folders[0]).variables, batch)
-    frontend, fold, seed = experiment.frontend, plan.config.compare.fold, plan.config.seed
+    frontend, shown = experiment.frontend, {}
+    for source in ("random", "pretrained"):
+        vectors = study.represented(source, plan.config.seed, plan.config.compare.fold)  # those of training segments are not needed
+        shown[source] = standards.standardised(vectors, reported.by_recording, standards.overall(vectors))[own.positions]
     results.keep_predictions(
         plan.out, Path("illustration"), **pictures,
         features=batch["features"], num_steps=batch["num_steps"], stack=frontend.stack, hop=frontend.frame_seconds * frontend.pool,
-        before=study.vectors("random", seed)[fold], after=study.vectors("pretrained", seed)[fold],
+        before=shown["random"], after=shown["pretrained"],
         emotion=np.array(category_names(own.labels, experiment.corpus.emotions)), recording=own.recordings,
     )  # fmt: skip

@@ -8,10 +8,11 @@ import ml_collections
 
 from jax_emossl import evaluation, results
 from jax_emossl.checkpoint import Checkpoints
-from jax_emossl.errors import UserError
+from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import build, require
 from jax_emossl.logs import Scalars
 from jax_emossl.loop import fit
+from jax_emossl.resident import Resident, nbytes, placement
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
@@ -27,11 +28,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     card = experiment.card()
     card.save(workdir)
     train, valid = experiment.training_segments(), experiment.segments("valid")
-    member = experiment.member(train, valid, experiment.segments("train"))
+    print(f"{experiment.name}: {placement(config.data.resident, nbytes([train, valid]), together=False)}", flush=True)
+    if sentence := experiment.crop_notice(train.whole):
+        notice(sentence)
+    member, resident = experiment.member(train, valid, train.whole), Resident.of(config.data.resident, [train, valid], together=False)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         (fitted,) = fit(
             experiment.objective, [member], config,
-            checkpoints=checkpoints, scalars=lambda step: Scalars(workdir, step), description=experiment.arm,
+            resident=resident, checkpoints=checkpoints, scalars=lambda step: Scalars(workdir, step), description=experiment.arm,
         )  # fmt: skip
         newest = checkpoints.newest()
     if fitted.diverged:

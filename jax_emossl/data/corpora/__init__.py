@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from jax_emossl.data import account, corpus, prepared
+from jax_emossl.data import account, corpus, prepared, tfds
 from jax_emossl.data.folds import read_folds
 from jax_emossl.errors import UserError, notice
 
@@ -138,7 +138,7 @@ def folder(config: ml_collections.ConfigDict, files: Files) -> Path:
 def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
     """The corpus that `config.data` names, prepared on first use; UserError where there is none, or its files cannot be read."""
     if config.prepared:
-        return prepared.load(config.prepared)
+        return prepared.load(_local(config.prepared))
     own = files(config)
     if missing(own) and own.create:
         own.create()
@@ -156,6 +156,25 @@ def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
             if not prepared.is_prepared(out):  # else another process was faster
                 raise
     return prepared.load(out)
+
+
+def copy_of(source: str) -> Path:
+    """Where the TFDS dataset of `tfds:DIR` is copied to, once."""
+    return cache_dir() / f"tfds-{tfds.identity(source)[:16]}"
+
+
+def _local(source: str) -> Path:
+    """The folder of a prepared corpus; of a TFDS dataset, its copy, which is made on first use."""
+    if not source.startswith(tfds.PREFIX):
+        return Path(source)
+    out = copy_of(source)
+    if not prepared.is_prepared(out):
+        try:
+            tfds.copy(source, out)
+        except UserError:
+            if not prepared.is_prepared(out):  # else another process was faster
+                raise
+    return out
 
 
 def rotations(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:

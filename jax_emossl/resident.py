@@ -1,0 +1,87 @@
+"""Where model steps lie while they are trained on (`data.resident`): on every device, or on disk and read batch by batch."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax_emossl import mesh as meshes
+from jax_emossl.data.batches import Batch, Segments
+from jax_emossl.data.indices import Selection, in_order
+from jax_emossl.errors import UserError
+from jax_emossl.layers import valid_steps
+
+SHARE = 0.25  # of a device's memory, that `auto` gives to model steps
+_ALIGNMENT = 64  # bytes: JAX's CPU devices then use an array where it is
+
+
+class Resident:
+    """The model steps of some folds' segments, one after another, on every device, as `steps` (N, D)."""
+
+    def __init__(self, folds: Sequence[Segments]):
+        wholes = list(dict.fromkeys(fold.whole for fold in folds))
+        ends = np.cumsum(np.concatenate([whole.lengths for whole in wholes]))
+        own = np.split(ends, np.cumsum([len(whole) for whole in wholes])[:-1])
+        self._first = {whole: end - whole.lengths for whole, end in zip(wholes, own, strict=True)}
+        steps = _aligned(int(ends[-1]), wholes[0].dimension)
+        for whole, first in self._first.items():
+            for (selection,) in in_order([whole.lengths], 32, 1.25):
+                rows = whole.gather(selection)["features"][selection.weight > 0]
+                for segment, row in zip(selection.segments, rows, strict=False):
+                    steps[first[segment] : first[segment] + whole.lengths[segment]] = row[: whole.lengths[segment]]
+        self.steps: Float[Array, "n d"] = meshes.replicate(steps, meshes.make(1))
+
+    @classmethod
+    def of(cls, how: str, folds: Sequence[Segments], together: bool) -> Self | None:
+        """That of some folds, if `is_resident` says so."""
+        return cls(folds) if is_resident(how, nbytes(folds), together) else None
+
+    def gather(self, segments: Segments, selection: Selection) -> Batch:
+        """The batch of a selection, whose features are named by their `places` (B, T) among `steps`."""
+        rest = segments.gather_all_but_features(selection)
+        first = self._first[segments.whole][segments.positions[selection.segments]] + selection.starts
+        steps = np.minimum(np.arange(selection.length), rest["num_steps"][:, None] - 1)
+        return {"places": (first[:, None] + steps).astype(np.int32), **rest}
+
+
+def _aligned(number: int, dimension: int) -> Float[np.ndarray, "n d"]:
+    memory = np.empty(4 * number * dimension + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    return memory[first : first + 4 * number * dimension].view(np.float32).reshape(number, dimension)
+
+
+def with_features(steps: Float[Array, "n d"] | None, batch: Batch) -> Batch:
+    """A batch that has its features (B, T, D), taken from `steps` where it only names their places."""
+    if "places" not in batch:
+        return batch
+    places = batch["places"]
+    valid = valid_steps(batch["num_steps"], places.shape[1])[..., None]
+    return {"features": jnp.where(valid, steps[places], 0), **{name: value for name, value in batch.items() if name != "places"}}
+
+
+def nbytes(folds: Sequence[Segments]) -> int:
+    """Of the model steps of some folds."""
+    return sum(4 * fold.dimension * int(fold.whole.lengths.sum()) for fold in folds)
+
+
+def is_resident(how: str, size: float, together: bool) -> bool:
+    """Whether `size` bytes of model steps stay on every device, by `data.resident`.
+
+    A training alone needs them there only if it is told so; those that run `together` share them. The answer depends on what memory the
+    machine has, not on what is free, so that a run resumed does as it did. UserError where they are to stay, but cannot.
+    """
+    most = meshes.device_memory()
+    if how == "memory" and size > most:
+        raise UserError(
+            f"data.resident is memory, but the model steps take {size / 1e9:.1f} GB where a device has {most / 1e9:.1f} GB: "
+            "give --config.data.resident=mapped."
+        )
+    return how == "memory" or (how == "auto" and together and size <= SHARE * most)
+
+
+def placement(how: str, size: float, together: bool) -> str:
+    """The same in words."""
+    where = "resident on every device" if is_resident(how, size, together) else "mapped, and read batch by batch"
+    return f"{size / 1e9:.2g} GB of model steps, {where}"
