@@ -33,6 +33,8 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     model.width = 64  # channels
     model.layers = 3
     model.heads = 4
+    model.near = 0.08  # s; distance at which attention falls by e, in the pair of heads that looks least far (one back, one ahead)
+    model.far = 0.32  # s; the same of the pair that looks farthest; others lie between
 
     config.objective = objective = ml_collections.ConfigDict()
     objective.name = "masked_timesteps"  # file in objectives

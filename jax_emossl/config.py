@@ -45,6 +45,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "emotion.loss": ("ordinal", "l1", "l2", "huber"),
     **dict.fromkeys(("emotion.dropout", "train.dropout"), (0, 0.99)),
     **dict.fromkeys(("data.pool", "data.stack", "masked_timesteps.span"), (0, 3600)),
+    **dict.fromkeys(("model.near", "model.far"), (1e-4, 3600)),
     **dict.fromkeys(("train.learning_rate", "compare.learning_rates"), (0, 1e30)),
     **dict.fromkeys(("train.share", "train.b2"), (0, 1)),
     **dict.fromkeys(("seed", "train.probe_steps", "train.warmup_steps"), (0, _MOST)),

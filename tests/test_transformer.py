@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jax_emossl.encoders import Encoded
-from jax_emossl.encoders.transformer import Transformer, locality, rotate
+from jax_emossl.encoders.transformer import Transformer, locality, rotate, slopes
 
 ENCODER = Transformer(width=16, layers=2, heads=2)
 NUM_STEPS = np.array([12, 5, 1, 8])
@@ -81,12 +81,18 @@ def test_rotary_positions_are_relative():
 
 
 def test_heads_lean_toward_near_steps_behind_or_ahead():
-    back, ahead, far_back, far_ahead = locality(9, 4)[:, 4]  # what the middle step hears
+    back, ahead, far_back, far_ahead = locality(9, slopes(4, 2, 8))[:, 4]  # what the middle step hears
     np.testing.assert_array_equal(back[:5], [-2, -1.5, -1, -0.5, 0])
     assert (back[5:] < back[:4][::-1] - 3).all()  # the wrong way
     np.testing.assert_array_equal(ahead, back[::-1])
     np.testing.assert_array_equal(far_back[:5], back[:5] / 4)
     np.testing.assert_array_equal(far_ahead, far_back[::-1])
+
+
+def test_time_scales_are_geometric_and_shared_by_pairs():
+    np.testing.assert_allclose(1 / slopes(6, 1.5, 24), [1.5, 1.5, 6, 6, 24, 24])
+    np.testing.assert_allclose(1 / slopes(2, 1.5, 24), [1.5, 1.5])
+    np.testing.assert_allclose(slopes(3, 2, 8), [0.5, 0.5, 0.125])
 
 
 def test_dropout_acts_in_training_only(features, params):

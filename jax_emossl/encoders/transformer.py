@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_emossl.encoders import Encoded
@@ -27,22 +28,28 @@ def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
     return x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)
 
 
-def locality(length: int, heads: int) -> Float[Array, "h t t"]:
-    """Bias of every head toward near steps: even heads look back, odd heads ahead, the later ones farther.
+def slopes(heads: int, near: float, far: float) -> Float[np.ndarray, "h"]:
+    """By how much a head's bias falls per step: pairs of heads share the time scale, which grows from `near` to `far` steps."""
+    return np.repeat(1 / np.geomspace(near, far, -(-heads // 2)), 2)[:heads]
+
+
+def locality(length: int, slopes: Float[np.ndarray, "h"]) -> Float[Array, "h t t"]:
+    """Bias of every head toward near steps: even heads look back, odd heads ahead.
 
     Linear in the distance as in ALiBi (Press et al. 2022, arXiv 2108.12409), here with a direction. Without
     it, learning to interpolate across a mask starts with a long plateau.
     """
     distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
-    head = jnp.arange(heads)[:, None, None]
-    ahead = jnp.where(head % 2 == 0, distance > 0, distance < 0)
-    return -(0.5 ** (1 + 2 * (head // 2))) * jnp.abs(distance) - _WRONG_WAY * ahead
+    wrong_way = jnp.where(np.arange(len(slopes))[:, None, None] % 2 == 0, distance > 0, distance < 0)
+    return -slopes.astype(np.float32)[:, None, None] * jnp.abs(distance) - _WRONG_WAY * wrong_way
 
 
 class Attention(nn.Module):
     """Multi-head self-attention over valid steps."""
 
     heads: int
+    near: float
+    far: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
@@ -50,7 +57,7 @@ class Attention(nn.Module):
         qkv = Dense(3 * width, name="qkv")(x).reshape(batch, length, 3, self.heads, width // self.heads)
         (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2]), 2, 0), qkv[:, :, 2]
         score = jnp.einsum("bqhk,bshk->bhqs", query / jnp.sqrt(query.shape[-1]), key)
-        score = score + locality(length, self.heads) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, None, :]
+        score = score + locality(length, slopes(self.heads, self.near, self.far)) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, None, :]
         weight = jax.nn.softmax(score)
         mixed = jnp.einsum("bhqs,bshk->bqhk", weight, value).reshape(batch, length, width)
         return Dense(width, name="out")(mixed)
@@ -60,22 +67,30 @@ class Layer(nn.Module):
     """Pre-norm transformer layer."""
 
     heads: int
+    near: float
+    far: float
     dropout: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool) -> Float[Array, "b t w"]:
         drop = Dropout(self.dropout)
-        x = x + drop(Attention(self.heads)(nn.LayerNorm()(x), valid), deterministic)
+        x = x + drop(Attention(self.heads, self.near, self.far)(nn.LayerNorm()(x), valid), deterministic)
         hidden = nn.gelu(Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
         return x + drop(Dense(x.shape[-1])(hidden), deterministic)
 
 
 class Transformer(nn.Module):
-    """Frame projection, mask embedding, and pre-norm layers; returns the residual stream before the first and after every layer."""
+    """Frame projection, mask embedding, and pre-norm layers; returns the residual stream before the first and after every layer.
+
+    Attributes:
+      near, far: steps at which attention falls by e, in the pair of heads that looks least and in that which looks most far.
+    """
 
     width: int
     layers: int
     heads: int
+    near: float = 2.0
+    far: float = 8.0
     dropout: float = 0.0
 
     @nn.compact
@@ -94,11 +109,13 @@ class Transformer(nn.Module):
         valid = valid_steps(num_steps, features.shape[1])
         outputs = [x]
         for i in range(self.layers):
-            x = Layer(self.heads, self.dropout, name=f"layer_{i}")(x, valid, deterministic)
+            x = Layer(self.heads, self.near, self.far, self.dropout, name=f"layer_{i}")(x, valid, deterministic)
             outputs.append(x)
         return Encoded(tuple(outputs), num_steps)
 
 
-def make(model: ml_collections.ConfigDict, dropout: float) -> Transformer:
+def make(model: ml_collections.ConfigDict, dropout: float, step: float) -> Transformer:
     """The encoder of `config.model`."""
-    return Transformer(model.width, model.layers, model.heads, dropout)
+    # A hop measured a little differently must not make another program.
+    near, far = (float(f"{seconds / step:.4g}") for seconds in (model.near, model.far))
+    return Transformer(model.width, model.layers, model.heads, near, far, dropout)
