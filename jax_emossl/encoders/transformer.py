@@ -3,6 +3,9 @@
 Shapes: B rows, T model steps, D input width, W model width, H heads.
 """
 
+import itertools
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,8 @@ from jax_emossl.layers import Dense, Dropout, valid_steps
 _MASKED_SCORE = -1e9
 _ROTARY_BASE = 1000.0
 _WRONG_WAY = 4.0
+_NEGLIGIBLE = 24.0  # nats of bias beyond which a key is not read
+_FEWEST_CHUNKS = 4  # of a row, for a band of three to be worth it
 
 
 def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
@@ -33,15 +38,68 @@ def slopes(heads: int, near: float, far: float) -> Float[np.ndarray, "h"]:
     return np.repeat(1 / np.geomspace(near, far, -(-heads // 2)), 2)[:heads]
 
 
-def locality(length: int, slopes: Float[np.ndarray, "h"]) -> Float[Array, "h t t"]:
-    """Bias of every head toward near steps: even heads look back, odd heads ahead.
+def locality(distance: Int[Array, "s q"], slopes: Float[np.ndarray, "h"]) -> Float[Array, "h s q"]:
+    """Bias of every head toward near steps, from the steps by which a key is ahead of a query: even heads look back, odd heads ahead.
 
     Linear in the distance as in ALiBi (Press et al. 2022, arXiv 2108.12409), here with a direction. Without
     it, learning to interpolate across a mask starts with a long plateau.
     """
-    distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
-    wrong_way = jnp.where(np.arange(len(slopes))[:, None, None] % 2 == 0, distance > 0, distance < 0)
+    head = np.arange(len(slopes))[:, None, None]
+    wrong_way = jnp.where(head % 2 == 0, distance > 0, distance < 0)
     return -slopes.astype(np.float32)[:, None, None] * jnp.abs(distance) - _WRONG_WAY * wrong_way
+
+
+def attend(
+    query: Float[Array, "b t h k"], key: Float[Array, "b t h k"], value: Float[Array, "b t h k"],
+    valid: Bool[Array, "b t"], slopes: Float[np.ndarray, "h"],
+) -> Float[Array, "b t h k"]:  # fmt: skip
+    """Softmax attention over valid steps with the bias toward near ones, at a cost that grows with the length, not with its square.
+
+    A head reads the chunk of steps that a query lies in and the two beside it, a chunk being so long that the bias falls by
+    `_NEGLIGIBLE` within it. What is left out weighs less than exp(d - 24) / slope of what is read, where d is by how much a score out
+    there exceeds that of the query's own step. Rows of few such chunks are read whole, so all of them by heads that look far.
+    """
+    length = query.shape[1]
+    chunks = [math.ceil(_NEGLIGIBLE / slope) for slope in slopes]
+    known = isinstance(length, int)  # an exported program learns its length later: it reads rows whole
+    chunks = [chunk if known and length >= _FEWEST_CHUNKS * chunk else 0 for chunk in chunks]
+    parts = []
+    for chunk, heads in itertools.groupby(range(len(chunks)), chunks.__getitem__):
+        own = np.array(list(heads))
+        mixed = _in_band if chunk else _in_full
+        parts.append(mixed(*(x[:, :, own[0] : own[-1] + 1] for x in (query, key, value)), valid, slopes[own], chunk))
+    return jnp.concatenate(parts, 2)
+
+
+def _in_full(query, key, value, valid, slopes, _):
+    steps = jnp.arange(query.shape[1])
+    bias = locality(steps[:, None] - steps[None, :], slopes) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, :, None]
+    return _mix(query, key, value, bias)
+
+
+def _in_band(query, key, value, valid, slopes, chunk):
+    length, missing = query.shape[1], -query.shape[1] % chunk
+
+    def chunks(x):
+        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+
+    def with_neighbours(x):
+        x = jnp.pad(chunks(x), ((0, 0), (1, 1), *[(0, 0)] * (x.ndim - 1)))
+        return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], 2)
+
+    distance = jnp.arange(-chunk, 2 * chunk)[:, None] - jnp.arange(chunk)[None, :]
+    bias = locality(distance, slopes) + jnp.where(with_neighbours(valid), 0, _MASKED_SCORE)[:, :, None, :, None]
+    mixed = _mix(chunks(query), with_neighbours(key), with_neighbours(value), bias)
+    return mixed.reshape(mixed.shape[0], -1, *mixed.shape[3:])[:, :length]
+
+
+def _mix(query, key, value, bias):
+    # Keys come before queries and the sum is divided out last: on CPU, reductions over the last axis and passes over scores are slow.
+    score = jnp.einsum("...shk,...qhk->...hsq", key, query) + bias
+    weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-2, keepdims=True)))
+    mixed = jnp.einsum("...hsq,...shk->...qhk", weight, value)
+    return mixed / jnp.moveaxis(weight.sum(-2), -1, -2)[..., None]
 
 
 class Attention(nn.Module):
@@ -56,10 +114,8 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         qkv = Dense(3 * width, name="qkv")(x).reshape(batch, length, 3, self.heads, width // self.heads)
         (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2]), 2, 0), qkv[:, :, 2]
-        score = jnp.einsum("bqhk,bshk->bhqs", query / jnp.sqrt(query.shape[-1]), key)
-        score = score + locality(length, slopes(self.heads, self.near, self.far)) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, None, :]
-        weight = jax.nn.softmax(score)
-        mixed = jnp.einsum("bhqs,bshk->bqhk", weight, value).reshape(batch, length, width)
+        query = query / jnp.sqrt(query.shape[-1])
+        mixed = attend(query, key, value, valid, slopes(self.heads, self.near, self.far)).reshape(batch, length, width)
         return Dense(width, name="out")(mixed)
 
 
