@@ -21,6 +21,7 @@ _MOST, _ANY = 2_000_000_000, math.inf
 _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "task": "tasks",
     "model.name": "encoders",
+    "model.dtype": ("float32", "bfloat16"),
     "objective.name": "objectives",
     "fold": ("train", "valid", "test"),
     "compare.fold": ("valid", "test"),
@@ -30,7 +31,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "compare.regularisations": (1e-9, 1e9),
     **dict.fromkeys(("compare.seeds", "compare.pretrainings"), (1, 10_000)),
     "train.strategy": ("full", "probe", "probe-then-full"),
-    "train.batch_size": (1, 1_000_000),
+    **dict.fromkeys(("train.batch_size", "train.accumulate"), (1, 1_000_000)),
     "train.epochs": (0, 1e6),
     "train.steps": (1, _MOST),
     "train.weight_decay": (0, 1e6),

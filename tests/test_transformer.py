@@ -90,8 +90,8 @@ def test_heads_lean_toward_near_steps_behind_or_ahead():
 
 
 def test_time_scales_are_geometric_and_shared_by_pairs():
-    np.testing.assert_allclose(1 / slopes(6, 1.5, 24), [1.5, 1.5, 6, 6, 24, 24])
-    np.testing.assert_allclose(1 / slopes(2, 1.5, 24), [1.5, 1.5])
+    np.testing.assert_allclose(1 / np.array(slopes(6, 1.5, 24)), [1.5, 1.5, 6, 6, 24, 24])
+    np.testing.assert_allclose(1 / np.array(slopes(2, 1.5, 24)), [1.5, 1.5])
     np.testing.assert_allclose(slopes(3, 2, 8), [0.5, 0.5, 0.125])
 
 
@@ -137,3 +137,39 @@ def test_dropout_acts_in_training_only(features, params):
 
     assert not np.allclose(trained(jax.random.key(1)), trained(jax.random.key(2)))
     np.testing.assert_allclose(encoder.apply(params, features, NUM_STEPS).layers[-1], encode(params, features, NUM_STEPS)[-1], atol=1e-5)
+
+
+def gradients(encoder, params, features):
+    def total(params):
+        encoded = encoder.apply(params, features, NUM_STEPS, None, False, rngs={"dropout": jax.random.key(0)})
+        return jnp.sum(jnp.where(VALID[..., None], encoded.layers[-1], 0) ** 2)
+
+    return jax.jit(jax.grad(total))(params)
+
+
+def test_layers_computed_anew_give_the_same_gradients(features, params):
+    plain, anew = (Transformer(width=16, layers=2, heads=2, dropout=0.5, remat=remat) for remat in (False, True))
+    expected = gradients(plain, params, features)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradients(anew, params, features), expected)
+
+
+def test_in_bfloat16_products_are_short_and_all_else_is_float32(features, params):
+    encoder = Transformer(width=16, layers=2, heads=2, dtype="bfloat16")
+    encoded, exact = (jax.jit(own.apply)(params, features, NUM_STEPS) for own in (encoder, ENCODER))
+    for short, long in zip(encoded.layers, exact.layers, strict=True):
+        assert short.dtype == jnp.float32
+        error = np.abs(short - long)[VALID].max() / np.abs(long)[VALID].max()
+        assert 0 < error < 0.03
+    own = gradients(encoder, params, features)
+    assert {leaf.dtype for leaf in jax.tree.leaves((own, encoder.init(jax.random.key(0), features, NUM_STEPS)))} == {jnp.dtype("float32")}
+    taken = {name: set() for name in ("dot_general", "exp", "reduce_sum")}
+    for equation in equations(jax.make_jaxpr(encoder.apply)(params, features, NUM_STEPS).jaxpr):
+        taken.get(equation.primitive.name, set()).update(str(variable.aval.dtype) for variable in equation.invars)
+    assert taken == {"dot_general": {"bfloat16"}, "exp": {"float32"}, "reduce_sum": {"float32"}}
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in equation.params.values():
+            yield from equations(inner.jaxpr) if hasattr(inner, "jaxpr") else ()
