@@ -35,6 +35,10 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     model.width = 64  # channels
     model.layers = 3
     model.heads = 4
+    model.near = 0.08  # s; distance at which attention falls by e, in the pair of heads that looks least far (one back, one ahead)
+    model.far = 0.32  # s; the same of the pair that looks farthest; others lie between
+    model.dtype = "float32"  # float32 | bfloat16, of products; parameters, softmax, norms and sums stay float32
+    model.remat = False  # compute each layer anew for its gradient: less memory, a third more time
 
     config.pretrain = pretrain = ml_collections.ConfigDict()
 
@@ -50,6 +54,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     train.share = 1.0  # of these segments, chosen at random: to ask how much data it takes
     train.steps = 2000
     train.batch_size = 64  # segments, over all devices
+    train.accumulate = 1  # parts of a batch, one after another: less memory; each draws its own masks and dropout
     train.crop = 2.56  # s; longest piece of a segment, at a random place; 0 = whole segments
     train.dropout = 0.1  # in the encoder
     train.learning_rate = 2e-3  # peak
@@ -75,6 +80,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     train.steps = 160
     train.epochs = 8.0  # passes over the labels, at least: more labels stretch the training and all its steps; 0 = never
     train.batch_size = 32  # segments, over all devices
+    train.accumulate = 1  # parts of a batch, one after another: less memory; each draws its own masks and dropout
     train.crop = 8.0  # s; longest piece of a segment, at a random place, in training alone; 0 = whole segments
     train.dropout = 0.1  # in the encoder
     train.warmup_steps = 20  # and again when a probe ends

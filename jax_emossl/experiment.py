@@ -21,6 +21,8 @@ from jax_emossl.loop import Member, run_keys
 from jax_emossl.objectives import Objective, Params
 from jax_emossl.optimizer import Rates
 
+_FREE = ("dtype", "remat")  # how a model is computed, not what it is: a fine-tuning may do it otherwise
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -126,7 +128,8 @@ def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None) -> Ex
     corpus = corpus or corpora.load(first)
     params, card = _transfer(config, corpus) if config.get("init_from") else (None, None)
     frontend = Frontend.make(config.data, corpus)
-    objective = objectives.make(config.objective, encoders.make(config.model, config.train.dropout), frontend, corpus)
+    encoder = encoders.make(config.model, config.train.dropout, frontend.step_seconds)
+    objective = objectives.make(config.objective, encoder, frontend, corpus)
     others = tuple(_beside(corpus, frontend, corpora.load(own), config.data) for own in rest)
     if objective.labelled:
         if others:
@@ -158,7 +161,7 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Params
     source = Path(config.init_from)
     card = Card.load(source)
     for field, value in card.model.items():
-        if config.model.get(field) != value:
+        if field not in _FREE and config.model.get(field) != value:
             raise UserError(
                 f"{source} has model.{field}={value} where the config has {config.model.get(field)}: give --config.model.{field}={value}."
             )

@@ -151,7 +151,7 @@ class _Run:
 
     @classmethod
     def of(cls, objective, members, config, mesh, resident) -> Self:
-        meshes.check_batch_size(config.train.batch_size, mesh)
+        meshes.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
         fixed = meshes.stack([(m.rates, run_keys(m.seed)[1]) for m in members])
         return cls(objective, Optimizer.make(config.train), members, config, mesh, resident, meshes.place_members(fixed, mesh))
 
@@ -191,11 +191,12 @@ class _Run:
             yield meshes.place_rows(meshes.stack(_padded_alike(rows)), self.mesh)
 
     def advance(self, now: Snapshot, batch: Batch) -> tuple[Snapshot, dict]:
-        """After one more step, and its sums (M,), still on the devices."""
-        steps = meshes.replicate(self.resident.steps, self.mesh) if self.resident else None  # where they are already
-        shared, constants = (jnp.int32(now.step), steps), now.variables["constants"]
+        """After one more step, and its sums (M,), still on the devices; nothing is sent to or fetched from them unasked."""
+        steps = self.resident.steps if self.resident else None
+        shared, constants = meshes.replicate((np.int32(now.step), steps), self.mesh), now.variables["constants"]  # steps are there already
         stacked = *self.fixed, constants, now.variables["params"], now.opt_state
-        params, opt_state, sums = _step(self.objective, self.optimizer, self.mesh, shared, *stacked, batch)
+        with jax.transfer_guard("disallow"):
+            params, opt_state, sums = _step(self.objective, self.optimizer, self.mesh, shared, *stacked, batch)
         variables = {"params": params, "constants": constants}
         return dataclasses.replace(now, step=now.step + 1, variables=variables, opt_state=opt_state), sums
 
@@ -279,20 +280,30 @@ def _step(objective, optimizer, mesh, shared, rates, keys, constants, params, op
 
 
 def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, key, constants: Params, params: Params, opt_state, step, batch):
-    """One step of one member: the gradient of the global sum over the global count, however the batch is sharded."""
+    """One step of one member: the gradient of the global sum over the global count, however the batch is sharded or cut into parts."""
 
-    def mean_loss(params):
-        variables, own_key, progress = (
-            {"params": params, "constants": constants},
-            jax.random.fold_in(key, step),
-            (step + 1) / optimizer.steps,
-        )
-        total, count, scalars = objective.loss(variables, batch, own_key, progress)
-        return total / jnp.maximum(count, 1e-9), (total, count, scalars)
+    def part(batch: Batch, key: jax.Array) -> tuple[Params, dict[str, jax.Array]]:
+        def summed(params):
+            total, count, scalars = objective.loss({"params": params, "constants": constants}, batch, key, (step + 1) / optimizer.steps)
+            return total, {"loss": total, **scalars, "count": count}
 
-    gradients, (total, count, scalars) = jax.grad(mean_loss, has_aux=True)(params)
+        return jax.grad(summed, has_aux=True)(params)
+
+    gradients, sums = _added_up(part, batch, jax.random.fold_in(key, step), optimizer.accumulate)
+    gradients = jax.tree.map(lambda g: g / jnp.maximum(sums["count"], 1e-9), gradients)
     params, opt_state = optimizer.apply(gradients, opt_state, params, rates, step)
-    return params, opt_state, {"loss": total, **scalars, "count": count, "gradient_norm": optax.global_norm(gradients)}
+    return params, opt_state, {**sums, "gradient_norm": optax.global_norm(gradients)}
+
+
+def _added_up(function: Callable, batch: Batch, key: jax.Array, parts: int) -> Any:
+    """The sum of `function` over so many parts of a batch, one after another, each with a key of its own."""
+    if parts == 1:
+        return function(batch, key)
+    # Every part takes some rows of every device.
+    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    keys = jax.random.split(key, parts)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, meshes.member(cut, 0), keys[0]))
+    return jax.lax.scan(lambda total, own: (jax.tree.map(jnp.add, total, function(*own)), None), nothing, (cut, keys))[0]
 
 
 @functools.partial(jax.jit, donate_argnames="old")

@@ -49,9 +49,12 @@ def run(argv: Sequence[str]) -> None:
 
         print("\n".join([*chosen, *dry_run.describe(config, workdir)]))
         return
+    from jax_emossl import programs
+
     workdirs.enter(workdir, config, _INSIST.value)
     preemption.install()
     memory.keep_freed()
+    programs.keep_compiled()
     print("\n".join([f"{config.task} in {workdir}", *chosen]), flush=True)
     importlib.import_module(f"jax_emossl.tasks.{config.task}").run(config, workdir)
     print(f"Results: {workdir / 'results.json'}")

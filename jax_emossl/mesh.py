@@ -104,8 +104,9 @@ def each(function: Callable, mesh: Mesh) -> Callable:
     return split
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Refuses a batch that the devices cannot share equally."""
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Refuses a batch whose parts the devices cannot share equally."""
     devices = mesh.shape["data"]
-    if batch_size < 1 or batch_size % devices:
-        raise UserError(f"train.batch_size is {batch_size}, but must be a positive multiple of the {devices} devices.")
+    if batch_size < 1 or batch_size % (devices * accumulate):
+        parts = f" times the {accumulate} parts of train.accumulate" if accumulate > 1 else ""
+        raise UserError(f"train.batch_size is {batch_size}, but must be a positive multiple of the {devices} devices{parts}.")

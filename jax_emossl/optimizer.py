@@ -44,6 +44,7 @@ class Optimizer:
       clip_norm: largest global norm of the gradient.
       warmup_steps: linear warm-up, of the encoder again from the step at which it thaws.
       steps: length of the cosine decay to 0.
+      accumulate: parts of a batch whose gradients are added up, one after another.
     """
 
     b2: float
@@ -51,11 +52,13 @@ class Optimizer:
     clip_norm: float
     warmup_steps: int
     steps: int
+    accumulate: int = 1
 
     @classmethod
     def make(cls, settings: ml_collections.ConfigDict) -> Self:
         """From `config.train`."""
-        return cls(settings.b2, settings.weight_decay, settings.clip_norm, settings.warmup_steps, settings.steps)
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: settings[name] for name in names})
 
     def transformation(self) -> optax.GradientTransformation:
         """Adam's direction, to be scaled by `step_sizes`."""

@@ -28,6 +28,8 @@ TINY = {
     "model.width": 16,
     "model.layers": 1,
     "model.heads": 2,
+    "model.near": 0.32,
+    "model.far": 1.28,
     "train.batch_size": 8,
     "train.steps": 6,
     "train.warmup_steps": 2,

@@ -29,17 +29,17 @@ class Recurrent(nn.Module):
         return Encoded((outputs,), num_steps, state)
 
 
-def make(model, dropout):
+def make(model, dropout, step):
     return Recurrent(model.width)
 '''
-MODEL = ml_collections.ConfigDict({"name": "transformer", "width": 16, "layers": 2, "heads": 4})
+MODEL = ml_collections.ConfigDict({"name": "transformer", "width": 16, "layers": 2, "heads": 4, "near": 0.1, "far": 0.4})
 
 
 @pytest.fixture
 def recurrent(tmp_path, monkeypatch):
     (tmp_path / "recurrent.py").write_text(RECURRENT)
     monkeypatch.setattr(encoders, "__path__", [*encoders.__path__, str(tmp_path)])
-    return encoders.make(ml_collections.ConfigDict({"name": "recurrent", "width": 8}), 0.0)
+    return encoders.make(ml_collections.ConfigDict({"name": "recurrent", "width": 8}), 0.0, 0.04)
 
 
 def batch():
@@ -52,7 +52,7 @@ def batch():
 
 
 def test_the_config_names_the_encoder():
-    assert encoders.make(MODEL, 0.1) == Transformer(width=16, layers=2, heads=4, dropout=0.1)
+    assert encoders.make(MODEL, 0.1, 0.05) == Transformer(width=16, layers=2, heads=4, near=2.0, far=8.0, dropout=0.1)
 
 
 def test_heads_read_every_layers_statistics_and_the_summary_where_there_is_one():

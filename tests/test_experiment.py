@@ -9,6 +9,7 @@ from jax_emossl.data import corpora, corpus, csd, prepared
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.indices import Sampler
 from jax_emossl.data.statistics import Statistics
+from jax_emossl.encoders.transformer import locality, slopes
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 
@@ -175,3 +176,14 @@ def test_sentiment_is_never_an_emotion(tiny_config, demo_files, tmp_path):
     assert loaded.emotions == ("happy", "sad", "anger", "surprise", "disgust", "fear")
     own = prepared.load(corpora.load(tiny_config("scratch").data).path)
     np.testing.assert_array_equal(loaded.fold("test").labels, own.fold("test").labels)
+
+
+def test_attention_reaches_as_far_in_seconds_whatever_a_model_step_is(tiny_config, demo_corpus):
+    def bias(stack, length):
+        encoder = build(tiny_config("pretrain", {"data.stack": stack, "model.heads": 4}), demo_corpus).objective.encoder
+        steps = np.arange(length)
+        return np.asarray(locality(steps[:, None] - steps, slopes(encoder.heads, encoder.near, encoder.far)))
+
+    coarse, fine = bias(0.16, 20), bias(0.04, 80)
+    np.testing.assert_allclose(coarse, fine[:, ::4, ::4], rtol=1e-6)
+    np.testing.assert_allclose(-coarse[::2, 0, 19], 19 * 0.16 / np.array([0.32, 1.28]), rtol=1e-6)

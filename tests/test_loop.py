@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -20,7 +21,8 @@ from jax_emossl.data.indices import Sampler, in_order
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.logs import Scalars
-from jax_emossl.loop import _Run, fit
+from jax_emossl.loop import _Run, fit, train_step
+from jax_emossl.optimizer import Optimizer, Rates
 from jax_emossl.predictor import predict
 from jax_emossl.resident import Resident
 from jax_emossl.tasks import train as task
@@ -221,6 +223,27 @@ def test_the_logged_loss_is_the_mean_over_all_masked_steps_since_the_last(tiny_c
         expected = sum(float(total) for total, _, _ in steps) / count, sum(float(s["loss_of_constant"]) for _, _, s in steps) / count
         assert (log.values("train/loss")[logged], log.values("train/loss_of_constant")[logged]) == pytest.approx(expected, rel=1e-5)
     assert list(log.values("train/gradient_norm")) == [3, 6] and "train/count" not in log.rows[1][1]
+
+
+def test_a_batch_in_parts_gives_the_loss_and_the_gradient_of_the_whole(tiny_config, demo_corpus):
+    """Without masks and dropout, which every part draws anew; of padded rows and of rows that do not count, too."""
+    fields = {"train.dropout": 0.0, "objective.dropout": 0.0}
+    experiment = build(tiny_config("scratch", fields), demo_corpus)
+    objective, segments, params = experiment.objective, experiment.segments("train"), experiment.params()
+    batch = segments.gather(Sampler(segments.lengths, 8, 0, 8.0).indices(0, 0)) | {"weight": np.array([1] * 5 + [0] * 3, np.float32)}
+    pooled = objective.predict({"params": params}, batch)
+    constants = objective.constants(pooled, segments.take(np.arange(8)).by_recording)
+    constants = constants | {"recordings": jax.tree.map(lambda x: np.repeat(np.asarray(x)[:1], 12, 0), constants["recordings"])}
+    stepped = {}
+    for parts in (1, 4):
+        optimizer = dataclasses.replace(Optimizer.make(experiment.config.train), accumulate=parts)
+        state = optimizer.transformation().init(params)
+        rates = Rates.make(experiment.config.train)
+        step = jax.jit(functools.partial(train_step, objective, optimizer))
+        stepped[parts] = step(rates, jax.random.key(0), constants, params, state, np.int32(0), batch)
+    (_, moments, sums), (_, expected, whole) = stepped[4], stepped[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), sums, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), moments, expected)
 
 
 def test_pretraining_learns_what_the_visible_steps_tell_of_the_masked(tiny_config, demo_corpus):
@@ -511,10 +534,10 @@ target.write_bytes(pickle.dumps(made))
 """
 
 
-@pytest.mark.parametrize(("devices", "shapes"), [(2, [(2, 1), (1, 2)]), (4, [(2, 2), (2, 2)])])
+@pytest.mark.parametrize(("devices", "shapes"), [(2, [(2, 1), (1, 2)]), (4, [(2, 2), (1, 4), (2, 2)])])
 def test_all_of_this_holds_on_several_devices(devices, shapes, request, sweep, fitted, tmp_path):
-    """As on one device, this one: on two all members, and one; on four two of them, and two pretrainings."""
-    chosen = {2: [[0, 1, 2, 3], [2]], 4: [[1, 3]]}[devices]
+    """As on one device, this one: on two all members, and one; on four two of them, one, and two pretrainings."""
+    chosen = {2: [[0, 1, 2, 3], [2]], 4: [[1, 3], [2]]}[devices]
     runs = [((sweep.objective, [sweep.members[i] for i in own], sweep.config), [fitted[i] for i in own]) for own in chosen]
     if devices == 4:
         own = request.getfixturevalue("pretrainings")

@@ -107,3 +107,8 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(size):
     with pytest.raises(UserError, match=f"train.batch_size is {size}, but must be a positive multiple of the 4 devices"):
         meshes.check_batch_size(size, mesh)
     meshes.check_batch_size(8, mesh)
+    with pytest.raises(
+        UserError, match="train.batch_size is 8, but must be a positive multiple of the 4 devices times the 3 parts of train"
+    ):
+        meshes.check_batch_size(8, mesh, 3)
+    meshes.check_batch_size(24, mesh, 3)

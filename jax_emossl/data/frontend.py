@@ -51,9 +51,13 @@ class Frontend:
     def frames_per_step(self) -> int:
         return self.pool * self.stack
 
+    @property
+    def step_seconds(self) -> float:
+        return self.frames_per_step * self.frame_seconds
+
     def steps(self, seconds: float) -> int:
         """Model steps that come nearest to a positive duration, at least 1; 0 for 0."""
-        return max(1, round(seconds / (self.frames_per_step * self.frame_seconds))) if seconds else 0
+        return max(1, round(seconds / self.step_seconds)) if seconds else 0
 
     def num_steps(self, num_frames: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
         return -(-num_frames // self.frames_per_step)

@@ -1,7 +1,7 @@
 """Networks that turn features into representations: one file each, found by its name (`config.model.name`).
 
-A file `encoders/<name>.py` offers `make(model, dropout)`, where `model` is `config.model`; it returns a Flax module that is called as
-`Encoder` says. Its parameters are the subtree `encoder` of every objective's.
+A file `encoders/<name>.py` offers `make(model, dropout, step)`, where `model` is `config.model` and `step` the seconds of a model step; it
+returns a Flax module that is called as `Encoder` says. Its parameters are the subtree `encoder` of every objective's.
 """
 
 import importlib
@@ -47,6 +47,6 @@ class Encoder(Protocol):
         """Encodes; steps that are `masked` are hidden before anything sees them."""
 
 
-def make(model: ml_collections.ConfigDict, dropout: float) -> nn.Module:
-    """The encoder that `model.name` names."""
-    return importlib.import_module(f"{__name__}.{model.name}").make(model, dropout)
+def make(model: ml_collections.ConfigDict, dropout: float, step: float) -> nn.Module:
+    """The encoder that `model.name` names, for model steps of `step` seconds."""
+    return importlib.import_module(f"{__name__}.{model.name}").make(model, dropout, step)

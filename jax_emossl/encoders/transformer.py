@@ -3,10 +3,15 @@
 Shapes: B rows, T model steps, D input width, W model width, H heads.
 """
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_emossl.encoders import Encoded
@@ -15,6 +20,8 @@ from jax_emossl.layers import Dense, Dropout, valid_steps
 _MASKED_SCORE = -1e9
 _ROTARY_BASE = 1000.0
 _WRONG_WAY = 4.0
+_NEGLIGIBLE = 24.0  # nats of bias beyond which a key is not read
+_FEWEST_CHUNKS = 4  # of a row, for a band of three to be worth it
 
 
 def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
@@ -24,59 +31,126 @@ def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
     angle = (jnp.arange(length)[:, None] * frequency).reshape(length, *[1] * (x.ndim - 3), half)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     halves_swapped = jnp.roll(x, half, -1)
-    return x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)
+    return (x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)).astype(x.dtype)
 
 
-def locality(length: int, heads: int) -> Float[Array, "h t t"]:
-    """Bias of every head toward near steps: even heads look back, odd heads ahead, the later ones farther.
+def slopes(heads: int, near: float, far: float) -> tuple[float, ...]:
+    """By how much a head's bias falls per step: pairs of heads share the time scale, which grows from `near` to `far` steps."""
+    return tuple((1 / np.geomspace(near, far, -(-heads // 2))).repeat(2)[:heads].tolist())
+
+
+def locality(distance: Int[Array, "s q"], slopes: Sequence[float]) -> Float[Array, "h s q"]:
+    """Bias of every head toward near steps, from the steps by which a key is ahead of a query: even heads look back, odd heads ahead.
 
     Linear in the distance as in ALiBi (Press et al. 2022, arXiv 2108.12409), here with a direction. Without
     it, learning to interpolate across a mask starts with a long plateau.
     """
-    distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
-    head = jnp.arange(heads)[:, None, None]
-    ahead = jnp.where(head % 2 == 0, distance > 0, distance < 0)
-    return -(0.5 ** (1 + 2 * (head // 2))) * jnp.abs(distance) - _WRONG_WAY * ahead
+    head = np.arange(len(slopes))[:, None, None]
+    wrong_way = jnp.where(head % 2 == 0, distance > 0, distance < 0)
+    return -np.array(slopes, np.float32)[:, None, None] * jnp.abs(distance) - _WRONG_WAY * wrong_way
+
+
+def attend(
+    query: Float[Array, "b t h k"], key: Float[Array, "b t h k"], value: Float[Array, "b t h k"],
+    valid: Bool[Array, "b t"], slopes: Sequence[float],
+) -> Float[Array, "b t h k"]:  # fmt: skip
+    """Softmax attention over valid steps with the bias toward near ones, at a cost that grows with the length, not with its square.
+
+    A head reads the chunk of steps that a query lies in and the two beside it, a chunk being so long that the bias falls by
+    `_NEGLIGIBLE` within it. What is left out weighs less than exp(d - 24) / slope of what is read, where d is by how much a score out
+    there exceeds that of the query's own step. Rows of few such chunks are read whole, so all of them by heads that look far.
+    """
+    length = query.shape[1]
+    chunks = [math.ceil(_NEGLIGIBLE / slope) for slope in slopes]
+    known = isinstance(length, int)  # an exported program learns its length later: it reads rows whole
+    chunks = [chunk if known and length >= _FEWEST_CHUNKS * chunk else 0 for chunk in chunks]
+    parts = []
+    for chunk, heads in itertools.groupby(range(len(chunks)), chunks.__getitem__):
+        first, *_, last = [*heads] * 2
+        own, mixed = slice(first, last + 1), _in_band if chunk else _in_full
+        parts.append(mixed(*(x[:, :, own] for x in (query, key, value)), valid, slopes[own], chunk))
+    return jnp.concatenate(parts, 2)
+
+
+def _in_full(query, key, value, valid, slopes, _):
+    steps = jnp.arange(query.shape[1])
+    bias = locality(steps[:, None] - steps[None, :], slopes) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, :, None]
+    return _mix(query, key, value, bias)
+
+
+def _in_band(query, key, value, valid, slopes, chunk):
+    length, missing = query.shape[1], -query.shape[1] % chunk
+
+    def chunks(x):
+        x = jnp.pad(x, ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)))
+        return x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+
+    def with_neighbours(x):
+        x = jnp.pad(chunks(x), ((0, 0), (1, 1), *[(0, 0)] * (x.ndim - 1)))
+        return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], 2)
+
+    distance = jnp.arange(-chunk, 2 * chunk)[:, None] - jnp.arange(chunk)[None, :]
+    bias = locality(distance, slopes) + jnp.where(with_neighbours(valid), 0, _MASKED_SCORE)[:, :, None, :, None]
+    mixed = _mix(chunks(query), with_neighbours(key), with_neighbours(value), bias)
+    return mixed.reshape(mixed.shape[0], -1, *mixed.shape[3:])[:, :length]
+
+
+def _mix(query, key, value, bias):
+    # Keys come before queries and the sum is divided out last: on CPU, reductions over the last axis and passes over scores are slow.
+    score = jnp.einsum("...shk,...qhk->...hsq", key, query, preferred_element_type=jnp.float32) + bias
+    weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-2, keepdims=True)))
+    mixed = jnp.einsum("...hsq,...shk->...qhk", weight.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (mixed / jnp.moveaxis(weight.sum(-2), -1, -2)[..., None]).astype(value.dtype)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over valid steps."""
+    """Multi-head self-attention over valid steps; a head has one of the slopes."""
 
-    heads: int
+    slopes: tuple[float, ...]
+    dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
         batch, length, width = x.shape
-        qkv = Dense(3 * width, name="qkv")(x).reshape(batch, length, 3, self.heads, width // self.heads)
+        heads = len(self.slopes)
+        qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x).reshape(batch, length, 3, heads, width // heads)
         (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2]), 2, 0), qkv[:, :, 2]
-        score = jnp.einsum("bqhk,bshk->bhqs", query / jnp.sqrt(query.shape[-1]), key)
-        score = score + locality(length, self.heads) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, None, :]
-        weight = jax.nn.softmax(score)
-        mixed = jnp.einsum("bhqs,bshk->bqhk", weight, value).reshape(batch, length, width)
-        return Dense(width, name="out")(mixed)
+        mixed = attend(query / jnp.sqrt(query.shape[-1]), key, value, valid, self.slopes).reshape(batch, length, width)
+        return Dense(width, dtype=self.dtype, name="out")(mixed)
 
 
 class Layer(nn.Module):
     """Pre-norm transformer layer."""
 
-    heads: int
+    slopes: tuple[float, ...]
     dropout: float
+    dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool) -> Float[Array, "b t w"]:
         drop = Dropout(self.dropout)
-        x = x + drop(Attention(self.heads)(nn.LayerNorm()(x), valid), deterministic)
-        hidden = nn.gelu(Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
-        return x + drop(Dense(x.shape[-1])(hidden), deterministic)
+        x = x + drop(Attention(self.slopes, self.dtype)(nn.LayerNorm()(x), valid), deterministic)
+        hidden = nn.gelu(Dense(4 * x.shape[-1], dtype=self.dtype)(nn.LayerNorm()(x)))
+        return x + drop(Dense(x.shape[-1], dtype=self.dtype)(hidden), deterministic)
 
 
 class Transformer(nn.Module):
-    """Frame projection, mask embedding, and pre-norm layers; returns the residual stream before the first and after every layer."""
+    """Frame projection, mask embedding, and pre-norm layers; returns the residual stream before the first and after every layer.
+
+    Attributes:
+      near, far: steps at which attention falls by e, in the pair of heads that looks least and in that which looks most far.
+      dtype: of the products of matrices; parameters, softmax, norms, sums and the residual stream are float32.
+      remat: whether a layer's activations are computed anew for its gradient.
+    """
 
     width: int
     layers: int
     heads: int
+    near: float = 2.0
+    far: float = 8.0
     dropout: float = 0.0
+    dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -88,17 +162,20 @@ class Transformer(nn.Module):
     ) -> Encoded:
         """Encodes; steps that are `masked` are replaced by the mask embedding before anything sees them."""
         mask_embedding = self.param("mask_embedding", nn.initializers.normal(0.02), (self.width,))
-        x = Dense(self.width, name="projection")(features)
+        x = Dense(self.width, dtype=self.dtype, name="projection")(features).astype(jnp.float32)
         if masked is not None:
             x = jnp.where(masked[..., None], mask_embedding, x)
         valid = valid_steps(num_steps, features.shape[1])
+        layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer
         outputs = [x]
         for i in range(self.layers):
-            x = Layer(self.heads, self.dropout, name=f"layer_{i}")(x, valid, deterministic)
+            x = layer(slopes(self.heads, self.near, self.far), self.dropout, self.dtype, name=f"layer_{i}")(x, valid, deterministic)
             outputs.append(x)
         return Encoded(tuple(outputs), num_steps)
 
 
-def make(model: ml_collections.ConfigDict, dropout: float) -> Transformer:
+def make(model: ml_collections.ConfigDict, dropout: float, step: float) -> Transformer:
     """The encoder of `config.model`."""
-    return Transformer(model.width, model.layers, model.heads, dropout)
+    # A hop measured a little differently must not make another program.
+    near, far = (float(f"{seconds / step:.4g}") for seconds in (model.near, model.far))
+    return Transformer(model.width, model.layers, model.heads, near, far, dropout, model.dtype, model.remat)

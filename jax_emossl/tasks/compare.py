@@ -28,7 +28,7 @@ _MOST_SHOWN = 2000  # segments in the embedding map
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (variant, rotation, arm, label count, seed) that `out` does not hold yet; returns all rows."""
-    mesh.use_cpu_cores((config.pretrain.train.batch_size, config.finetune.train.batch_size))
+    mesh.use_cpu_cores([own.train.batch_size // own.train.accumulate for own in (config.pretrain, config.finetune)])
     targets, known = corpora.targets(config.data), {}
     plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
     # which refuse what cannot be compared, before anything is trained

@@ -54,6 +54,8 @@ SETTINGS = {
     "data.bucket_growth": 2.0,
     "model.width": 32,
     "model.layers": 2,
+    "model.near": 0.16,  # s: its movement is slow
+    "model.far": 0.64,  # s
     "pretrain.objective.ratio": 0.5,
     "pretrain.objective.span": 0.32,  # s
     "pretrain.train.steps": 600,
