@@ -167,7 +167,11 @@ class _Run:
         if None in reference:
             return {"params": params, "constants": {}}
         outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident)
-        own = [self.objective.constants(made, part.by_recording) for made, part in zip(outputs, reference, strict=True)]
+        rows = max(map(len, reference))  # of members that are stacked
+        own = [
+            self.objective.constants({name: _filled(values, rows, 0) for name, values in made.items()}, _filled(part.basis, rows, -1))
+            for made, part in zip(outputs, reference, strict=True)
+        ]
         return {"params": params, "constants": meshes.place_members(meshes.stack(own), self.mesh)}
 
     @property
@@ -245,6 +249,11 @@ class _Run:
     def sound(self, now: Snapshot) -> bool:
         """Whether any member has not diverged."""
         return not all(own["diverged"] for own in now.progress["members"])
+
+
+def _filled(values: np.ndarray, rows: int, value: float) -> np.ndarray:
+    """So many rows, the last of them filler."""
+    return np.pad(values, [(0, rows - len(values)), *[(0, 0)] * (values.ndim - 1)], constant_values=value)
 
 
 def _places(resident: Resident, member: Member, sampler: Sampler, steps: range) -> Iterator[Batch]:

@@ -106,8 +106,8 @@ class Study:
 
     def of(self, part: Segments, vectors: dict[str, Float[np.ndarray, "s p"]]) -> Float[np.ndarray, "n p"]:
         """The vectors of some segments of a fold."""
-        (own,) = [made for fold, made in vectors.items() if self.segments[fold].whole is part.whole]
-        return own[part.positions]
+        (fold,) = [name for name in vectors if self.segments[name].whole is part.whole]
+        return vectors[fold][np.searchsorted(self.segments[fold].positions, part.positions)]
 
     def training(self, seed: int, source: str, labels: int = 0, **settings) -> Experiment:
         """A fine-tuning on so many labels from the encoder of a source, `pretrained` or `random`, with these settings of `config.train`."""
@@ -123,7 +123,7 @@ class Study:
         return {"random": seed, "pretrained": (seed - self.config.seed) % max(1, len(self.pretrained))}.get(source, 0)
 
     def vectors(self, source: str, seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
-        """Vectors of every fold's segments from a source, standardised per recording."""
+        """Vectors of every fold's segments from a source, standardised as those that a head reads."""
         key = source, self.origin(source, seed)
         if key not in self.known:
             experiment = self.training(seed, source)
@@ -132,14 +132,19 @@ class Study:
                 components = PCA(min(_COMPONENTS, *functional["train"].shape), whiten=True, random_state=0).fit(functional["train"])
                 self.known[key] = {fold: components.transform(own) for fold, own in functional.items()}
                 return self.known[key]
+            objective, whole = experiment.objective, {fold: own.with_enrolment() for fold, own in self.segments.items()}
             if source == "functionals":
-                made = {fold: functionals.of_fold(experiment.corpus, fold, experiment.frontend) for fold in self.segments}
+                of_fold = functools.partial(functionals.of_fold, experiment.corpus, frontend=experiment.frontend)
+                made = {fold: of_fold(fold)[own.positions] for fold, own in whole.items()}
             else:
-                encoder, params = experiment.objective.encoder, experiment.params()["encoder"]
-                made = representation.represent(encoder, params, self.segments, *experiment.sizes, self.resident)
+                params = experiment.params()["encoder"]
+                made = representation.represent(objective.encoder, params, whole, *experiment.sizes, self.resident)
             toward = standards.overall(made["train"])
             self.known[key] = {
-                fold: np.asarray(standards.standardised(made[fold], own.by_recording, toward)) for fold, own in self.segments.items()
+                fold: np.asarray(standards.standardised(made[fold], own.basis, toward, objective.standards_prior))[
+                    : len(self.segments[fold])
+                ]
+                for fold, own in whole.items()
             }
         return self.known[key]
 
