@@ -21,7 +21,9 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
     data.label_names = ""  # comma-separated names of the label columns, where the file has none
     data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files
-    data.norm_prior = 180.0  # s; a recording of n s has weight n/(n + prior) against the training fold; inf = none
+    data.normalise_by = "recording"  # recording (all of it) | enrolment | neutral (drawn segments, not scored) | causal | none
+    data.enrolment = 8  # segments of each recording that are drawn, where some are
+    data.norm_prior = 180.0  # s; n s of a recording have weight n/(n + prior) against the training fold; inf = none
     data.clip = 5.0  # normalised features are clipped to [-clip, clip]
     data.pool = 0.02  # s that are averaged
     data.stack = 0.04  # s of a model step: pooled frames side by side

@@ -104,6 +104,7 @@ def training(config_name: str, folder: str) -> dict:
     import jax
     import jax.numpy as jnp
 
+    from jax_emossl import standards
     from jax_emossl.data.batches import in_memory
     from jax_emossl.loop import train_step
     from jax_emossl.optimizer import Optimizer, Rates
@@ -113,8 +114,9 @@ def training(config_name: str, folder: str) -> dict:
     step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("params", "opt_state"))
     params, constants = jax.device_put(experiment.params()), {}
     if objective.labelled:  # any standards take the same time
-        shape = len(segments.by_recording.reliance), params["head"]["readout"]["kernel"].shape[0]
-        constants = {"recordings": {"location": jnp.zeros(shape), "scale": jnp.ones(shape)}}
+        rows, width = len(standards.reference(segments, segments)), params["head"]["readout"]["kernel"].shape[0]
+        overall = {"location": jnp.zeros(width), "scale": jnp.ones(width)}
+        constants = {"overall": overall, "vectors": jnp.zeros((rows, width)), "order": jnp.arange(rows)}
     opt_state = optimizer.transformation().init(params)
     host = list(in_memory(segments, sampler, 0, 0, _TRAIN_STEPS))
     batches, key = jax.device_put(host), jax.random.key(0)

@@ -40,7 +40,9 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
     data.label_names = ""  # comma-separated names of the label columns, where the file has none
     data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files
-    data.norm_prior = 180.0  # s; a recording of n s has weight n/(n + prior) against the training fold; inf = none
+    data.normalise_by = "recording"  # recording (all of it) | enrolment | neutral (drawn segments, not scored) | causal | none
+    data.enrolment = 8  # segments of each recording that are drawn, where some are
+    data.norm_prior = 180.0  # s; n s of a recording have weight n/(n + prior) against the training fold; inf = none
     data.clip = 5.0  # normalised features are clipped to [-clip, clip]
     data.pool = 0.02  # s that are averaged
     data.stack = 0.04  # s of a model step: pooled frames side by side
@@ -91,6 +93,7 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     objective.head = "auto"  # auto | intensity | category (auto: category where no segment carries two emotions)
     objective.loss = "ordinal"  # of the intensity head: ordinal (a distribution over levels) | l1 | l2 | huber
     objective.dropout = 0.3  # of the pooled encoder, before the head
+    objective.standards_prior = 20.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
     objective.selection = ""  # validation metric that chooses the step; "" = uar (category) or auroc (intensity)
 
     finetune.train = train = ml_collections.ConfigDict()

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from jax_emossl import results, significance
 from jax_emossl.arms import ARMS
+from jax_emossl.data import normalisation
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import UNSEEN
 from jax_emossl.significance import Curve, Estimate, Metric, Pool, Runs, Scored
@@ -26,7 +26,7 @@ class Comparison:
       rows: the rows of all arms but the constant predictor, whose rows are `constants`.
       corpus: its name, marked if it is synthetic, or their names.
       fold: "test" or "validation", the fold that was scored; the first variant scores so many `recordings` of it.
-      transductive: whether recordings were normalised with their own frames, the scored ones too.
+      normalised: by what, in words.
       category: whether categories were predicted, not intensities.
       metrics: all by name; `headline` names those that come first.
 
@@ -57,7 +57,7 @@ class Comparison:
         marked = dict.fromkeys(row["corpus"] + (" (SYNTHETIC)" if row["synthetic"] else "") for row in self.rows)
         self.corpus = " + ".join(marked)
         self.fold = {"valid": "validation"}.get(first["fold"], first["fold"])
-        self.transductive = _prior(self.file, table["config"]) < math.inf
+        self.normalised = _normalised(self.file, table["config"], self.fold)
         self.judge = (
             "the validation fold" if first["selection"]["fold"] == "valid" else "a quarter of the labels, of recordings of their own"
         )
@@ -214,11 +214,14 @@ def _check_alike(file: Path, rows: Sequence[dict], fields: Sequence[str]) -> Non
             raise UserError(f"{file}: the {name} of its rows differ, {one}, {two}: give each a --workdir of its own.")
 
 
-def _prior(file: Path, config: dict) -> float:
-    """The prior of the normalisation in seconds, infinite where no recording's own frames are used."""
+def _normalised(file: Path, config: dict, fold: str) -> str:
+    """By what, in words; earlier results lack the fields that need not be there."""
     try:
-        return float(config["data"]["norm_prior"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        prior = float(config["data"]["norm_prior"])
+        objective = config.get("finetune", {}).get("objective", {})
+        by = config["data"].get("normalise_by", normalisation.RECORDING)
+        return normalisation.words(by, fold, prior, float(objective.get("standards_prior", prior)))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} has no number as config.data.norm_prior: run the experiment anew.") from error
 
 

@@ -13,6 +13,7 @@ from ml_collections.config_flags import config_path
 
 from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora
+from jax_emossl.data.normalisation import ENROLMENT, MODES, NEUTRAL, NONE
 from jax_emossl.errors import UserError, notice
 
 _MOST, _ANY = 2_000_000_000, math.inf
@@ -37,6 +38,8 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "train.weight_decay": (0, 1e6),
     "train.clip_norm": (1e-9, _ANY),
     "data.clip": (1e-3, 1e6),
+    "data.normalise_by": MODES,
+    "data.enrolment": (1, 1_000_000),
     "data.loader": ("memory", "tf.data"),
     "data.resident": ("auto", "memory", "mapped"),
     "data.bucket_growth": (1.01, 100),
@@ -51,7 +54,8 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     **dict.fromkeys(("train.learning_rate", "compare.learning_rates"), (0, 1e30)),
     **dict.fromkeys(("train.share", "train.b2"), (0, 1)),
     **dict.fromkeys(("seed", "train.probe_steps", "train.warmup_steps"), (0, _MOST)),
-    **dict.fromkeys(("num_labels", "compare.label_counts", "data.norm_prior", "train.crop", "train.patience"), (0, _ANY)),
+    **dict.fromkeys(("num_labels", "compare.label_counts", "train.crop", "train.patience"), (0, _ANY)),
+    **dict.fromkeys(("data.norm_prior", "emotion.standards_prior"), (0, _ANY)),
     **dict.fromkeys(("model.width", "model.layers", "model.heads", "train.eval_every", "train.log_every"), (1, _ANY)),
 }
 
@@ -261,6 +265,11 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     unread = {name.replace("head", "loss"): f"{name} is category" for name in heads}
     if config.data.get("resident") == "memory" and config.task == "train":
         unread["data.loader"] = "data.resident is memory"
+    by = fields.get("data.normalise_by")
+    if by not in (None, ENROLMENT, NEUTRAL):
+        unread["data.enrolment"] = f"data.normalise_by is {by}"
+    if by == NONE:
+        unread |= {name: "data.normalise_by is none" for name in fields if name.endswith(("norm_prior", "standards_prior"))}
     if fields.get("train.strategy", "probe-then-full") != "probe-then-full":
         unread["train.probe_steps"] = f"train.strategy is {config.train.strategy}"
     if config.task != "compare":

@@ -1,6 +1,9 @@
 """The rows of a run on a fold, of the model and of the constant predictor, and what a reader must know to judge them."""
 
+import math
+
 from jax_emossl import results
+from jax_emossl.data import normalisation
 from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
 from jax_emossl.loop import Fitted
@@ -42,9 +45,9 @@ def summary(experiment: Experiment, made: list[dict], valid: Segments) -> str:
 def context(experiment: Experiment, valid: Segments | None) -> str:
     """Corpus, validation fold (None where a part of the labels validates) and normalisation, in words."""
     synthetic = " (SYNTHETIC)" if experiment.synthetic else ""
-    prior = experiment.frontend.prior
-    own = f"\nFeatures and pooled statistics are normalised with each recording's own frames, test recordings too (transductive, prior {prior:g} s)."
+    frontend, standards_prior = experiment.frontend, getattr(experiment.objective, "standards_prior", math.inf)
+    by = normalisation.words(frontend.by, "test", frontend.prior, standards_prior)
     judge = "a quarter of the labels"
     if valid is not None:
         judge = f"the validation fold: {len(valid)} segments of {len(set(valid.recordings))} recordings"
-    return f"Corpus {experiment.name}{synthetic}. Steps and thresholds are chosen on {judge}.{'' if prior == float('inf') else own}"
+    return f"Corpus {experiment.name}{synthetic}. Steps and thresholds are chosen on {judge}.\nFeatures and pooled statistics are normalised {by}."

@@ -70,9 +70,12 @@ class Experiment:
         return self.config.train.batch_size, self.config.data.bucket_growth
 
     def segments(self, *folds: str) -> Segments:
-        """Those of some folds; a corpus may lack one."""
+        """Those of some folds; a corpus may lack one. What serves as enrolment is left out of those that are held out."""
         sources = [(corpus, [fold for fold in folds if fold in corpus.folds], frontend) for corpus, frontend in self.sources]
-        return Segments.joined([Segments(*source) for source in sources])
+        own = [Segments(*source) for source in sources]
+        if "train" not in folds:
+            own = [part.take(np.flatnonzero(~part.enrolled)) if part.enrolled.any() else part for part in own]
+        return Segments.joined(own)
 
     def training_segments(self) -> Segments:
         """The training fold's segments within the label budget or, without labels, a share of them and of the unlabelled stretches."""
@@ -168,8 +171,8 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Params
     check_held_out(card, corpus, source)
     own, settings = Frontend.make(config.data, corpus).settings(), card.frontend.settings()
     for field, value in settings.items():
-        if not math.isclose(own[field], value):
-            notice(f"data.{field}={value:g} is the checkpoint's and takes the place of the config's {config.data[field]:g}.")
+        if not (own[field] == value or isinstance(value, float) and math.isclose(own[field], value)):
+            notice(f"data.{field}={value} is the checkpoint's and takes the place of the config's {config.data[field]}.")
     carry(card, config.data, corpus, source)
     if card.corpus != corpus.name:
         notice(

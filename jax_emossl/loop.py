@@ -168,7 +168,11 @@ class _Run:
         if None in reference:
             return {"params": params, "constants": {}}
         outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident)
-        own = [self.objective.constants(made, part.by_recording) for made, part in zip(outputs, reference, strict=True)]
+        rows = max(map(len, reference))  # of members that are stacked
+        own = [
+            self.objective.constants({name: _filled(values, rows, 0) for name, values in made.items()}, _filled(part.basis, rows, -1))
+            for made, part in zip(outputs, reference, strict=True)
+        ]
         return {"params": params, "constants": meshes.place_members(meshes.stack(own), self.mesh)}
 
     @property
@@ -254,6 +258,11 @@ def _padded_alike(batches: Sequence[Batch]) -> list[Batch]:
     length = max(batch[name].shape[1] for batch in batches)
     missing = [[(0, length - n if axis == 1 else 0) for axis, n in enumerate(batch[name].shape)] for batch in batches]
     return [{**batch, name: np.pad(batch[name], own)} for batch, own in zip(batches, missing, strict=True)]
+
+
+def _filled(values: np.ndarray, rows: int, value: float) -> np.ndarray:
+    """So many rows, the last of them filler."""
+    return np.pad(values, [(0, rows - len(values)), *[(0, 0)] * (values.ndim - 1)], constant_values=value)
 
 
 def _places(resident: Resident, member: Member, sampler: Sampler, steps: range) -> Iterator[Batch]:

@@ -30,7 +30,7 @@ from jax_emossl.data.arrays import checked
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.indices import padded_length
 from jax_emossl.data.prepared import Corpus, Fold
-from jax_emossl.data.statistics import Statistics, voiced_frames
+from jax_emossl.data.statistics import Statistics, mark, voiced_frames
 from jax_emossl.errors import UserError
 from jax_emossl.objectives import LabelledObjective, Params, Variables
 from jax_emossl.predictor import predict
@@ -179,8 +179,8 @@ class Model:
     def predict(self, recordings: Sequence[Recording]) -> dict[str, np.ndarray]:
         """As `model(...)`, of all recordings' stretches one after another (S, C).
 
-        Features and pooled representations of a recording are normalised by its own statistics, shrunk toward the training fold's by
-        its seconds; other recordings never matter.
+        Features of a recording are normalised by its own statistics, shrunk toward the training fold's by its seconds, and pooled
+        representations by those of its other stretches, by their number; other recordings never matter.
         """
         if not self.card.head:
             raise UserError(f"This model was pretrained on {self.card.corpus} and has no head: fine-tune it, or use its encode.")
@@ -195,16 +195,20 @@ class Model:
     def _segments(self, recordings: Sequence[Recording]) -> Segments:
         """The stretches as a fold's segments; UserError where frames do not fit the model or a stretch has none."""
         frontend, statistics, parts, names, spans = self.card.frontend, {}, [], [], []
+        if frontend.enrolled:
+            raise UserError(
+                "This model is normalised by enrolment, which other recordings do not name: train it with data.normalise_by=recording, causal or none."
+            )
         for i, recording in enumerate(recordings):
-            frames = np.array(checked(np.asarray(recording.frames), recording.name))  # a copy, which is filled
+            frames = np.array(checked(np.asarray(recording.frames), recording.name))  # a copy, which is marked
             if frames.shape[1] != len(frontend.names):
                 raise UserError(
                     f"{recording.name} has {frames.shape[1]} features where the model reads {len(frontend.names)}: encode it alike."
                 )
             intervals = self.intervals(len(frames)) if recording.intervals is None else recording.intervals
             key = f"{i:09d}"
+            mark(frames)
             statistics[key] = Statistics.of(frames, intervals, voiced_frames(frames, frontend.names))
-            statistics[key].fill(frames)
             asked = np.array([[intervals[0, 0], intervals[:, 1].max()]]) if recording.spans is None else recording.spans
             for span, positions in zip(asked, align.overlapping(intervals, asked), strict=True):
                 if not len(positions):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_emossl.data.batches import Recordings
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.layers import valid_steps
 from jax_emossl.model import Model
@@ -31,13 +30,13 @@ def program(model: Model) -> Callable[[Float[Array, "b n f"], Int[Array, "b"]], 
     """The model as a pure function of JAX arrays."""
 
     def answer(frames: Float[Array, "b n f"], num_frames: Int[Array, "b"]) -> dict[str, Array]:
-        features, num_steps, reliance = _model_steps(model.card.frontend, frames, num_frames)
+        features, num_steps = _model_steps(model.card.frontend, frames, num_frames)
         outputs = model.trained.predict(model.variables, {"features": features, "num_steps": num_steps})
 
-        def finished(own: dict[str, Array], weight: Float[Array, "1"]) -> Float[Array, "1 c"]:
-            return model.trained.finish(model.variables, own, Recordings(jnp.zeros(1, jnp.int32), weight))["scores"]
+        def finished(own: dict[str, Array]) -> Float[Array, "1 c"]:
+            return model.trained.finish(model.variables, own, jnp.zeros((1, 3), jnp.int32))["scores"]  # which rests on no other
 
-        scores = jax.vmap(finished)({name: own[:, None] for name, own in outputs.items()}, reliance[:, None])[:, 0]
+        scores = jax.vmap(finished)({name: own[:, None] for name, own in outputs.items()})[:, 0]
         return {"scores": scores, **model.answer(scores)}
 
     return answer
@@ -45,12 +44,11 @@ def program(model: Model) -> Callable[[Float[Array, "b n f"], Int[Array, "b"]], 
 
 def _model_steps(
     frontend: Frontend, frames: Float[Array, "b n f"], num_frames: Int[Array, "b"]
-) -> tuple[Float[Array, "b t d"], Int[Array, "b"], Float[Array, "b"]]:
-    """What `Frontend` and `Statistics` make of recordings: model steps, their number, and the weight of each one's own statistics."""
+) -> tuple[Float[Array, "b t d"], Int[Array, "b"]]:
+    """What `Frontend` and `Statistics` make of recordings: model steps, and their number."""
     there = valid_steps(num_frames, frames.shape[1])[..., None]
     finite = there & jnp.isfinite(frames)
     mean, variance = _moments(frames, finite & _voiced(frontend, frames))
-    frames = jnp.where(finite, frames, jnp.nan_to_num(mean)[:, None])
     seconds = num_frames * frontend.frame_seconds
     reliance = seconds / jnp.maximum(seconds + frontend.prior, np.finfo(np.float32).tiny) if np.isfinite(frontend.prior) else 0.0 * seconds
 
@@ -61,10 +59,10 @@ def _model_steps(
     location, deviation = shrunk(mean, frontend.train.mean), jnp.sqrt(shrunk(variance, frontend.train.variance))
     scale = jnp.where(deviation <= 1e-6 * (1 + jnp.abs(location)), jnp.inf, deviation)
     normal = jnp.clip((frames - location[:, None]) / scale[:, None], -frontend.clip, frontend.clip)
-    in_pools = jnp.where(there, normal, 0).reshape(frames.shape[0], -1, frontend.pool, frames.shape[-1]).sum(2)
+    in_pools = jnp.where(finite, normal, 0).reshape(frames.shape[0], -1, frontend.pool, frames.shape[-1]).sum(2)
     sizes = there.astype(jnp.float32).reshape(frames.shape[0], -1, frontend.pool, 1).sum(2)
     pooled = in_pools / jnp.maximum(sizes, 1)
-    return pooled.reshape(frames.shape[0], -1, frontend.dimension), -(-num_frames // frontend.frames_per_step), reliance
+    return pooled.reshape(frames.shape[0], -1, frontend.dimension), -(-num_frames // frontend.frames_per_step)
 
 
 def _moments(values: Float[Array, "b n f"], counted: Bool[Array, "b n f"]) -> tuple[Float[Array, "b f"], Float[Array, "b f"]]:

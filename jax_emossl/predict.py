@@ -5,8 +5,8 @@
     DIR/figures/*.png            the emotions of every recording over time
     DIR/index.html               with --html: all of it on one page that needs no network, audio to be played in place
 
-Features and pooled representations are normalised by the recording's own statistics, shrunk toward those of the model's training
-fold by its seconds: other recordings never matter, and a short one is left almost as it is.
+Features are normalised by the recording's own statistics, shrunk toward those of the model's training fold by its seconds, and what
+the head reads by the recording's other stretches, by their number: other recordings never matter, and a short one is left almost as it is.
 """
 
 import argparse

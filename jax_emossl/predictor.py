@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from jax_emossl import mesh as meshes
-from jax_emossl.data.batches import Batch, Recordings, Segments
+from jax_emossl.data.batches import Batch, Segments
 from jax_emossl.data.indices import Selection, in_order
 from jax_emossl.objectives import Objective, Outputs, Variables
 from jax_emossl.resident import Resident, with_features
@@ -20,8 +21,8 @@ def _predict(objective: Objective, mesh: Mesh, steps, variables: Variables, batc
 
 
 @functools.partial(jax.jit, static_argnames="objective")
-def _finish(objective: Objective, i: int, variables: Variables, outputs: Outputs, recordings: Recordings) -> Outputs:
-    return objective.finish(meshes.member(variables, i), outputs, recordings)
+def _finish(objective: Objective, i: int, variables: Variables, outputs: Outputs, basis: Int[Array, "s 3"]) -> Outputs:
+    return objective.finish(meshes.member(variables, i), outputs, basis)
 
 
 def predict_rows(
@@ -57,10 +58,13 @@ def predict_rows(
 def predict_stacked(
     objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], *sizes: float, resident: Resident | None = None
 ) -> list[dict[str, np.ndarray]]:
-    """The finished outputs of `predict_rows`."""
-    rows = predict_rows(objective, mesh, variables, parts, *sizes, resident)
-    made = [_finish(objective, i, variables, own, part.by_recording) for i, (own, part) in enumerate(zip(rows, parts, strict=True))]
-    return jax.device_get(made)
+    """The finished outputs of `predict_rows`, for which the recordings' enrolment is encoded, too."""
+    whole = [part.with_enrolment() for part in parts]
+    rows = predict_rows(objective, mesh, variables, whole, *sizes, resident)
+    made = jax.device_get(
+        [_finish(objective, i, variables, own, part.basis) for i, (own, part) in enumerate(zip(rows, whole, strict=True))]
+    )
+    return [{name: values[: len(part)] for name, values in own.items()} for own, part in zip(made, parts, strict=True)]
 
 
 def predict(

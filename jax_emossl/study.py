@@ -109,8 +109,8 @@ class Study:
 
     def of(self, part: Segments, vectors: dict[str, Float[np.ndarray, "s p"]]) -> Float[np.ndarray, "n p"]:
         """The vectors of some segments of a fold."""
-        (own,) = [made for fold, made in vectors.items() if self.segments[fold].whole is part.whole]
-        return own[part.positions]
+        (fold,) = [name for name in vectors if self.segments[name].whole is part.whole]
+        return vectors[fold][np.searchsorted(self.segments[fold].positions, part.positions)]
 
     def training(self, seed: int, source: str, labels: int = 0, **settings) -> Experiment:
         """A fine-tuning on so many labels from the encoder of a source, `pretrained` or `random`, with these settings of `config.train`."""
@@ -126,15 +126,15 @@ class Study:
         return {"random": seed, "pretrained": (seed - self.config.seed) % max(1, len(self.pretrained))}.get(source, 0)
 
     def represented(self, source: str, seed: int, fold: str) -> Float[np.ndarray, "s p"]:
-        """What an encoder, `pretrained` or `random`, makes of a fold's segments, not standardised."""
+        """What an encoder, `pretrained` or `random`, makes of a fold's segments and their enrolment, not standardised."""
         made = self.encoded.setdefault((source, self.origin(source, seed)), {})
         if fold not in made:
-            training, part = self.training(seed, source), {fold: self.segments[fold]}
+            training, part = self.training(seed, source), {fold: self.segments[fold].with_enrolment()}
             made |= represent(training.objective.encoder, training.params()["encoder"], part, *training.sizes, self.resident)
         return made[fold]
 
     def vectors(self, source: str, seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
-        """Vectors of every fold's segments from a source, standardised per recording."""
+        """Vectors of every fold's segments from a source, standardised as those that a head reads."""
         key = source, self.origin(source, seed)
         if key not in self.known:
             if source == "pca":  # what unlabelled speech gives without a pretext task
@@ -142,16 +142,16 @@ class Study:
                 components = PCA(min(_COMPONENTS, *functional["train"].shape), whiten=True, random_state=0).fit(functional["train"])
                 self.known[key] = {fold: components.transform(own) for fold, own in functional.items()}
                 return self.known[key]
+            experiment, whole = self.experiment, {fold: own.with_enrolment() for fold, own in self.segments.items()}
             if source == "functionals":
-                corpus, frontend = self.experiment.corpus, self.experiment.frontend
-                made = {fold: functionals.of_fold(corpus, fold, frontend) for fold in self.segments}
+                corpus, frontend = experiment.corpus, experiment.frontend
+                made = {fold: functionals.of_fold(corpus, fold, frontend)[own.positions] for fold, own in whole.items()}
             else:
-                made = {fold: self.represented(source, seed, fold) for fold in self.segments}
+                made = {fold: self.represented(source, seed, fold) for fold in whole}
                 del self.encoded[key]  # standardised, they are all that is read from now on
-            toward = standards.overall(made["train"])
-            self.known[key] = {
-                fold: np.asarray(standards.standardised(made[fold], own.by_recording, toward)) for fold, own in self.segments.items()
-            }
+            toward, prior = standards.overall(made["train"]), experiment.objective.standards_prior
+            standardised = {fold: standards.standardised(made[fold], own.basis, toward, prior) for fold, own in whole.items()}
+            self.known[key] = {fold: np.asarray(own)[: len(self.segments[fold])] for fold, own in standardised.items()}
         return self.known[key]
 
     def side_by_side(self, sources: Sequence[str], seed: int) -> dict[str, Float[np.ndarray, "s p"]]:

@@ -83,8 +83,9 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     file = workdir / CONFIG_FILE
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-        if "norm_prior" in table["data"]:  # infinity is text there; evaluations have none
-            table["data"]["norm_prior"] = float(table["data"]["norm_prior"])
+        for group, name in ((table["data"], "norm_prior"), (table.get("objective", {}), "standards_prior")):
+            if name in group:  # infinity is text there; evaluations have none
+                group[name] = float(group[name])
         return ml_collections.ConfigDict(table)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file} is missing or damaged: give the workdir of a run.") from error

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from jax_emossl import metrics
-from jax_emossl.data.batches import Recordings
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
 from jax_emossl.objectives import emotion
@@ -22,11 +21,14 @@ EMOTIONS = ("happy", "sad", "anger")
 NUM_STEPS = np.array([10, 4, 1, 7, 3], np.int32)
 SEVERAL = np.array([[0, 1, 2], [0, 0, 0], [3, 0, 0], [0.5, 0, 0], [0, 0, 1]], np.float32)
 SINGLE = np.array([[0, 3, 0], [0, 0, 0], [3, 0, 0], [0, 0, 0], [0, 3, 0]], np.float32)  # no anger
-FOLD = Recordings(np.array([0, 1, 0, 1, 2], np.int32), np.array([0.5, 1.0, 0.25], np.float32))
+FOLD = np.array([[0, 0, 2], [2, 2, 4], [1, 0, 2], [3, 2, 4], [4, 4, 5]], np.int32)  # two recordings of two segments, and one of one
+PRIOR = 0.5
 
 
 def make(labels, encoder=ENCODER, **fields):
-    config = ml_collections.ConfigDict({"head": "auto", "loss": "ordinal", "dropout": 0.3, "selection": ""} | fields)
+    config = ml_collections.ConfigDict(
+        {"head": "auto", "loss": "ordinal", "dropout": 0.3, "standards_prior": PRIOR, "selection": ""} | fields
+    )
     fold = types.SimpleNamespace(labels=labels)
     corpus = types.SimpleNamespace(name="talk", emotions=EMOTIONS, fold={"train": fold}.__getitem__)
     return emotion.make(config, encoder, None, corpus)
@@ -37,7 +39,7 @@ def batch(labels=SEVERAL):
     features = np.where((np.arange(10) < NUM_STEPS[:, None])[..., None], features, 0)
     return {
         "features": features, "num_steps": NUM_STEPS, "labels": labels, "weight": np.ones(5, np.float32),
-        "recording": FOLD.place,
+        "basis": FOLD,
     }  # fmt: skip
 
 
@@ -60,8 +62,8 @@ def pool(objective, variables, batch):
     return objective.predict(variables, batch)
 
 
-def scores(objective, variables, batch, recordings=FOLD):
-    return np.asarray(objective.finish(variables, pool(objective, variables, batch), recordings)["scores"])
+def scores(objective, variables, batch, basis=FOLD):
+    return np.asarray(objective.finish(variables, pool(objective, variables, batch), basis)["scores"])
 
 
 def loss(objective, variables, batch, key=0):
@@ -75,10 +77,12 @@ def _loss(objective, variables, batch, key):
     return objective.loss(variables, batch, key)
 
 
-def plain_scores(objective, variables, batch, place=FOLD.place):
-    """What the head answers to each row's pooled representation, standardised by its recording's constants."""
+def plain_scores(objective, variables, batch, others=(2, 3, 0, 1, None)):
+    """What the head answers to each row's pooled representation, standardised by the one other segment of its recording, if any."""
     pooled = np.asarray(jax.jit(Representation(objective.encoder).predict)(variables, batch)["pooled"])
-    location, scale = (variables["constants"]["recordings"][name][place] for name in ("location", "scale"))
+    overall = variables["constants"]["overall"]
+    weight, scale = 1 / (1 + PRIOR), overall["scale"] + 1e-3
+    location = np.array([overall["location"] if o is None else weight * pooled[o] + (1 - weight) * overall["location"] for o in others])
     readout = variables["params"]["head"]["readout"]
     return np.asarray((pooled - location) / scale @ readout["kernel"] + readout["bias"])
 
@@ -101,28 +105,27 @@ def test_padding_and_the_other_rows_never_change_a_prediction(labels):
 
 
 @pytest.mark.parametrize("labels", [SEVERAL, SINGLE], ids=["intensity", "category"])
-def test_a_score_reads_the_representation_standardised_by_the_segments_recording(labels):
+def test_a_score_reads_the_representation_standardised_by_the_others_of_its_recording(labels):
     objective = make(labels, DEEP)
     variables = learned(objective)
     expected = plain_scores(objective, variables, batch())
     np.testing.assert_allclose(scores(objective, variables, batch()), expected, rtol=1e-4, atol=1e-4)
-    # Segments of a recording that is not in the constants have standards of their own; those of the training fold weigh the rest.
-    other = scores(objective, variables, batch(), Recordings(np.full(5, 3, np.int32), np.append(FOLD.reliance, np.float32(0))))
-    overall, readout = variables["constants"]["overall"], variables["params"]["head"]["readout"]
-    pooled = pool(objective, variables, batch())["pooled"]
-    plain = (pooled - overall["location"]) / (overall["scale"] + 1e-3) @ readout["kernel"] + readout["bias"]
-    np.testing.assert_allclose(other, plain, rtol=1e-4, atol=1e-4)
+    alone = np.stack([np.arange(5), np.arange(5), np.arange(1, 6)], 1).astype(np.int32)
+    plain = plain_scores(objective, variables, batch(), [None] * 5)  # the training fold's standards
+    np.testing.assert_allclose(scores(objective, variables, batch(), alone), plain, rtol=1e-4, atol=1e-4)
+    rows = [scores(objective, variables, {name: array[i : i + 1] for name, array in batch().items()}, FOLD[i : i + 1])[0] for i in range(5)]
+    np.testing.assert_allclose(rows, plain, rtol=1e-4, atol=1e-4)  # a lone segment keeps all of its own signal
 
 
-def test_constants_are_the_standards_of_the_segments_they_are_made_of():
+def test_constants_are_those_of_the_segments_they_are_made_of_and_not_of_filler():
     objective = make(SEVERAL)
     variables = learned(objective)
     pooled, constants = np.asarray(pool(objective, variables, batch())["pooled"]), variables["constants"]
     np.testing.assert_allclose(constants["overall"]["location"], pooled.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(constants["overall"]["scale"], pooled.std(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(constants["recordings"]["location"][1], pooled[[1, 3]].mean(0), rtol=1e-5, atol=1e-6)
-    expected = 0.25 * pooled[4] + 0.75 * pooled.mean(0)
-    np.testing.assert_allclose(constants["recordings"]["location"][2], expected, rtol=1e-4, atol=1e-6)
+    filled = objective.constants({"pooled": np.pad(pooled, ((0, 2), (0, 0)))}, np.pad(FOLD, ((0, 2), (0, 0)), constant_values=-1))
+    np.testing.assert_allclose(filled["overall"]["scale"], constants["overall"]["scale"], rtol=1e-5)
+    assert loss(objective, variables | {"constants": filled}, batch()) == pytest.approx(loss(objective, variables, batch()), rel=1e-5)
 
 
 def test_training_standardises_a_segment_as_prediction_does():
@@ -134,11 +137,12 @@ def test_training_standardises_a_segment_as_prediction_does():
     assert loss(objective, variables, rows) == pytest.approx((expected, 3), rel=1e-4)
 
 
-def test_a_rows_loss_is_standardised_by_its_own_recordings_constants():
+def test_a_rows_loss_is_standardised_by_its_own_recording():
     objective = dataclasses.replace(make(SEVERAL, loss="l2"), dropout=0.0)
-    variables, place = learned(objective), np.array([0, 1, 2, 1, 2], np.int32)
-    expected = ((plain_scores(objective, variables, batch(), place) - SEVERAL) ** 2).mean(1).sum()
-    moved = loss(objective, variables, batch() | {"recording": place})
+    variables, alone = learned(objective), FOLD.copy()
+    alone[[2, 3], 1:] = 9  # of a recording of which nothing is known
+    expected = ((plain_scores(objective, variables, batch(), (2, 3, None, None, None)) - SEVERAL) ** 2).mean(1).sum()
+    moved = loss(objective, variables, batch() | {"basis": alone})
     assert moved == pytest.approx((expected, 5), rel=1e-4)
     assert moved[0] != pytest.approx(loss(objective, variables, batch())[0], rel=1e-2)
 

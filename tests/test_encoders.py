@@ -47,7 +47,7 @@ def batch():
     return {
         "features": rng.normal(size=(4, 12, 6)).astype(np.float32), "num_steps": np.array([12, 5, 1, 8], np.int32),
         "labels": rng.integers(0, 4, (4, 2)).astype(np.float32), "weight": np.ones(4, np.float32),
-        "segment": np.arange(4, dtype=np.int32), "recording": np.zeros(4, np.int32),
+        "segment": np.arange(4, dtype=np.int32), "basis": np.array([[i, 0, 4] for i in range(4)], np.int32),
     }  # fmt: skip
 
 
@@ -65,8 +65,9 @@ def test_heads_read_every_layers_statistics_and_the_summary_where_there_is_one()
 
 def test_a_new_encoder_is_one_new_file_for_every_objective(recurrent):
     pooled = 2 * 8 + 8  # of its one layer, and its summary
-    intensity = Intensity(recurrent, ("happy", "sad"), ("happy", "sad"), 0.0, "auroc", Levels.of(np.eye(2)))
-    standards = {"recordings": {"location": np.zeros((1, pooled), np.float32), "scale": np.ones((1, pooled), np.float32)}}
+    intensity = Intensity(recurrent, ("happy", "sad"), ("happy", "sad"), 0.0, "auroc", Levels.of(np.eye(2)), standards_prior=20.0)
+    overall = {"location": np.zeros(pooled, np.float32), "scale": np.ones(pooled, np.float32)}
+    standards = {"overall": overall, "vectors": np.ones((3, pooled), np.float32), "order": np.arange(3)}
     for objective, constants in ((MaskedTimesteps(recurrent, 6, 0.5, 3, "l1", 1.0), {}), (intensity, standards)):
         params = jax.jit(objective.init)(jax.random.key(0), batch())
         variables = {"params": params, "constants": constants}

@@ -20,7 +20,8 @@ def frontend(prior=180.0, clip=5.0, pool=1, stack=1, train=TRAIN):
 
 
 def config(pool=0.02, stack=0.04):
-    return ml_collections.ConfigDict({"norm_prior": 180.0, "clip": 5.0, "pool": pool, "stack": stack})
+    own = {"normalise_by": "recording", "enrolment": 8, "norm_prior": 180.0}
+    return ml_collections.ConfigDict({**own, "clip": 5.0, "pool": pool, "stack": stack})
 
 
 def frames(n=200, seed=0):

@@ -87,7 +87,7 @@ def test_four_methods_suffice_to_train_many_at_once(loudness, demo_corpus):
 
 
 def intensity(selection):
-    return Intensity(None, ("happy", "sad"), ("happy", "sad"), 0.0, selection, Levels.of(np.eye(2)), "huber")
+    return Intensity(None, ("happy", "sad"), ("happy", "sad"), 0.0, selection, Levels.of(np.eye(2)), "huber", standards_prior=20.0)
 
 
 def test_steps_are_judged_by_the_selection_metric_calibrated_on_validation():

@@ -46,23 +46,15 @@ def test_rows_are_segments_seen_through_the_frontend(loaded, frontend, segments)
     np.testing.assert_array_equal(segments.steps(2), frontend(fold.frames[fold.offsets[2] : fold.offsets[3]], *scaling))
 
 
-def test_a_batch_tells_which_segment_and_recording_a_row_is_of(loaded, segments):
+def test_a_batch_tells_which_segment_a_row_is_of_and_its_basis(segments):
     selection = Sampler(segments.lengths, 4).indices(0, 0)
     batch = segments.gather(selection)
     np.testing.assert_array_equal(batch["segment"], selection.segments)
-    named = [loaded.recordings[r] for r in batch["recording"]]
-    assert named == [segments.recordings[s] for s in selection.segments]
+    np.testing.assert_array_equal(batch["basis"], segments.basis[selection.segments])
     rest = segments.gather_all_but_features(selection)
     assert rest.keys() == batch.keys() - {"features"}
     for name in rest:
         np.testing.assert_array_equal(rest[name], batch[name])
-
-
-def test_a_recording_has_the_same_place_in_every_fold(loaded, frontend):
-    folds = [Segments(loaded, [name], frontend) for name in ("train", "valid", "test")]
-    for fold in folds:
-        reliance = [loaded.statistics[r].reliance(180.0) for r in fold.recordings]
-        np.testing.assert_allclose(fold.by_recording.reliance[fold.by_recording.place], reliance, rtol=1e-6)
 
 
 def test_a_crop_is_a_piece_of_the_whole(segments):
@@ -82,7 +74,7 @@ def test_a_subset_keeps_those_segments(loaded, frontend):
     few = whole.take(np.array([4, 1, 3])).take(np.array([0, 1]))
     np.testing.assert_array_equal(few.labels, whole.labels[[4, 1]])
     np.testing.assert_array_equal(few.steps(0), whole.steps(4))
-    np.testing.assert_array_equal(few.by_recording.place, whole.by_recording.place[[4, 1]])
+    np.testing.assert_array_equal(few.basis, whole.basis[[4, 1]])
     assert few.whole is whole and few.positions.tolist() == [4, 1]
 
 

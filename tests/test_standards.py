@@ -5,64 +5,71 @@ import numpy as np
 import pytest
 
 from jax_emossl import standards
-from jax_emossl.data.batches import Recordings, Segments
+from jax_emossl.data import normalisation
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
 
 TOWARD = {"location": np.full(4, 1.0, np.float32), "scale": np.full(4, 2.0, np.float32)}
 VECTORS = np.random.default_rng(0).normal(3, 2, (6, 4)).astype(np.float32)
 
 
-def recordings(places, reliance, number=4):
-    """`reliance` is one for all, or that of every recording."""
-    return Recordings(np.array(places, np.int32), np.broadcast_to(np.float32(reliance), number))
+def basis(places):
+    """Of segments whose recordings these are: all the others of a recording count."""
+    return normalisation.basis("recording", places, np.arange(2 * len(places)).reshape(-1, 2), np.zeros(len(places), bool))
 
 
-def plain(vectors, own, toward):
-    """The same in NumPy, recording by recording."""
-    location, scale = (np.tile(toward[name], (len(own.reliance), 1)) for name in ("location", "scale"))
-    for r in np.unique(own.place):
-        rows, weight = vectors[own.place == r], own.reliance[r]
-        location[r] = weight * rows.mean(0) + (1 - weight) * toward["location"]
-        scale[r] = np.sqrt(weight * rows.var(0) + (1 - weight) * toward["scale"] ** 2)
+def plain(vectors, counted, toward, prior):
+    """The same in NumPy, segment by segment: `counted` (S, S) is which others count."""
+    location, scale = (np.tile(toward[name], (len(vectors), 1)).astype(np.float64) for name in ("location", "scale"))
+    for s, others in enumerate(counted):
+        rows, n = vectors[others], others.sum()
+        if n:
+            weight = n / (n + prior)
+            location[s] = weight * rows.mean(0) + (1 - weight) * toward["location"]
+        if n > 1:
+            weight = (n - 1) / (n - 1 + prior)
+            scale[s] = np.sqrt(weight * rows.var(0, ddof=1) + (1 - weight) * toward["scale"] ** 2)
     return location, scale + 1e-3
 
 
-@pytest.mark.parametrize("reliance", [0.0, 0.25, 1.0, (0.1, 0.6, 1.0, 0.3)])
+@pytest.mark.parametrize("prior", [0.0, 3.0, np.inf])
 @pytest.mark.parametrize("places", [(0, 1, 0, 1, 0, 1), (2, 2, 2, 2, 2, 2), (3, 0, 1, 2, 3, 3)])
-def test_standards_are_shrunk_by_mean_and_variance_as_much_as_a_recording_is_relied_upon(places, reliance):
-    own = recordings(places, reliance)
-    made = standards.of_recordings(VECTORS, own, TOWARD)
-    for name, expected in zip(("location", "scale"), plain(VECTORS, own, TOWARD), strict=True):
+def test_standards_are_those_of_the_other_segments_shrunk_by_their_number(places, prior):
+    counted = (np.array(places)[:, None] == places) & ~np.eye(6, dtype=bool)
+    own = basis(places)
+    made = standards.of_segments(own, VECTORS, own[:, 0], TOWARD, prior)
+    for name, expected in zip(("location", "scale"), plain(VECTORS, counted, TOWARD, prior), strict=True):
         np.testing.assert_allclose(made[name], expected, rtol=1e-4)
+    location, scale = plain(VECTORS, counted, TOWARD, prior)
+    np.testing.assert_allclose(standards.standardised(VECTORS, own, TOWARD, prior), (VECTORS - location) / scale, rtol=1e-4, atol=1e-5)
 
 
-def test_a_recording_fully_relied_upon_has_its_own_standards():
-    made = standards.of_recordings(VECTORS, recordings((0, 1, 0, 1, 0, 1), 1.0), TOWARD)
-    for r in (0, 1):
-        np.testing.assert_allclose(made["location"][r], VECTORS[r::2].mean(0), rtol=1e-5)
-        np.testing.assert_allclose(made["scale"][r], VECTORS[r::2].std(0) + 1e-3, rtol=1e-5)
+@pytest.mark.parametrize("prior", [0.0, 20.0])
+def test_a_lone_segment_keeps_its_own_signal(prior):
+    made = standards.standardised(VECTORS, basis(range(6)), TOWARD, prior)
+    np.testing.assert_allclose(made, (VECTORS - 1) / (2 + 1e-3), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("places", "reliance"), [((1, 1, 1, 1, 1, 1), 1.0), ((0, 1, 2, 3, 0, 2), 0.0)])
-def test_a_recording_without_segments_or_reliance_has_the_training_folds(places, reliance):
-    made = standards.of_recordings(VECTORS, recordings(places, reliance), TOWARD)
-    rows = np.array([0, 2, 3] if reliance else [0, 1, 2, 3])
-    np.testing.assert_allclose(made["location"][rows], 1)
-    np.testing.assert_allclose(made["scale"][rows], 2 + 1e-3)
+def test_a_segments_own_vector_never_moves_its_standards():
+    own, changed = basis((0, 1, 0, 1, 0, 1)), VECTORS.copy()
+    changed[2] += 7
+    before, after = (standards.of_segments(own, vectors, own[:, 0], TOWARD, 1.0)["location"] for vectors in (VECTORS, changed))
+    moved = np.abs(after - before).max(1)
+    assert moved[[0, 4]].min() > 1 and moved[[1, 2, 3, 5]].max() < 1e-5
+
+
+def test_what_came_later_never_moves_causal_standards():
+    times = np.arange(12).reshape(-1, 2)[[3, 0, 5, 1, 2, 4]]
+    own, changed = normalisation.basis("causal", [0] * 6, times, np.zeros(6, bool)), VECTORS.copy()
+    changed[4] += 7  # the third in time
+    before, after = (standards.of_segments(own, vectors, own[:, 0], TOWARD, 1.0)["location"] for vectors in (VECTORS, changed))
+    np.testing.assert_array_equal(np.abs(after - before).max(1) > 1e-5, times[:, 0] > 4)
+    np.testing.assert_allclose(before[1], 1)  # the first has none before it
 
 
 def test_a_constant_vector_has_a_scale_to_divide_by():
-    made = standards.of_recordings(np.ones_like(VECTORS), recordings((0, 1, 0, 1, 0, 1), 1.0), TOWARD)
-    np.testing.assert_allclose(made["scale"][:2], 1e-3)
-
-
-def test_vectors_are_standardised_by_their_recording():
-    own = recordings((0, 1, 2, 0, 1, 2), 1.0)
-    location, scale = plain(VECTORS, own, TOWARD)
-    made = np.asarray(standards.standardised(VECTORS, own, TOWARD))
-    np.testing.assert_allclose(made, (VECTORS - location[own.place]) / scale[own.place], rtol=1e-4, atol=1e-5)
-    for r in range(3):
-        np.testing.assert_allclose(made[own.place == r].mean(0), 0, atol=1e-4)
+    made = standards.of_segments(basis((0, 1, 0, 1, 0, 1)), np.ones_like(VECTORS), np.arange(6), TOWARD, 0.0)
+    assert np.isfinite(made["scale"]).all() and (made["scale"] > 0).all()
 
 
 def test_the_training_folds_are_those_of_all_its_vectors():
@@ -77,24 +84,25 @@ def folds(demo_corpus):
     return {name: Segments(demo_corpus, [name], frontend) for name in ("train", "valid", "test")}
 
 
-def test_a_segments_standards_do_not_depend_on_which_folds_are_looked_at(folds):
-    """A comparison finishes every fold by itself; recordings are never in two."""
-    vectors = {name: np.random.default_rng(i).normal(size=(len(own), 4)).astype(np.float32) for i, (name, own) in enumerate(folds.items())}
-    places = np.concatenate([own.by_recording.place for own in folds.values()])
-    together = Recordings(places, folds["train"].by_recording.reliance)
-    whole = np.asarray(standards.standardised(np.concatenate(list(vectors.values())), together, TOWARD))
-    alone = [standards.standardised(vectors[name], own.by_recording, TOWARD) for name, own in folds.items()]
-    np.testing.assert_allclose(whole, np.concatenate(alone), rtol=1e-5, atol=1e-5)
+def test_a_segments_standards_do_not_depend_on_which_segments_are_beside_it(folds):
+    """A comparison finishes every fold by itself, and some recordings of it."""
+    own = folds["train"]
+    vectors = np.random.default_rng(0).normal(size=(len(own), 4)).astype(np.float32)
+    whole = np.asarray(standards.standardised(vectors, own.basis, TOWARD, 20.0))
+    some = np.flatnonzero(np.isin(own.recordings, np.unique(own.recordings)[[1, 4]]))[::-1]
+    made = standards.standardised(vectors[some], own.take(some).basis, TOWARD, 20.0)
+    np.testing.assert_allclose(made, whole[some], rtol=1e-5, atol=1e-5)
 
 
-def background(places):
+def background(places, enrolled=()):
     """What `reference` looks at of segments; `take` gives their positions, too."""
     places = np.array(places, np.int32)
 
     def take(positions):
         return types.SimpleNamespace(place=places[positions], positions=positions)
 
-    return types.SimpleNamespace(by_recording=Recordings(places, np.ones(9, np.float32)), take=take)
+    own = np.stack([np.arange(len(places)), places, places], 1)
+    return types.SimpleNamespace(basis=own, enrolled=np.isin(np.arange(len(places)), enrolled), take=take)
 
 
 def test_the_reference_is_evenly_spaced_over_each_recording_that_train_has():
@@ -107,6 +115,11 @@ def test_the_reference_is_evenly_spaced_over_each_recording_that_train_has():
     among = (made.positions[made.place == 5] - 1) // 2  # their places among the 100 of the recording
     assert (among[0], among[-1]) == (0, 99)
     assert set(np.diff(among)) == {3, 4}
+
+
+def test_the_reference_has_all_enrolment():
+    made = standards.reference(background([0]), background([0] * 100 + [1] * 10, enrolled=(1, 2, 50, 105)))
+    assert {1, 2, 50} < set(made.positions.tolist()) and 105 not in made.positions and len(made.positions) <= 35
 
 
 def test_the_reference_of_many_recordings_is_bounded():

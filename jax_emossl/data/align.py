@@ -1,5 +1,7 @@
 """Which frames belong to which interval: the CMU Multimodal SDK's rule, vectorised."""
 
+import warnings
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -52,14 +54,16 @@ def outside(frames: Float[np.ndarray, "n 2"], inside: list[Int[np.ndarray, "k"]]
 def average(
     frames: Float[np.ndarray, "n d"], intervals: Float[np.ndarray, "n 2"], words: Float[np.ndarray, "w 2"]
 ) -> tuple[Float[np.ndarray, "k d"], Float[np.ndarray, "k 2"]]:
-    """Mean of the frames in each word and the time they cover within it, sorted by start.
+    """Mean of the frames in each word (of the finite ones; NaN without any) and the time they cover within it, sorted by start.
 
     What the SDK's `align` to the words (in any order) gives with an averaging collapse function: words that hold no frame are left
     out, and the others shrink to the first start and the last end of their frames. Frames are sorted by start.
     """
     inside = overlapping(intervals, words)
     kept = [w for w, positions in enumerate(inside) if len(positions)]
-    means = np.array([frames[inside[w]].mean(0) for w in kept], frames.dtype).reshape(len(kept), frames.shape[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        means = np.array([np.nanmean(frames[inside[w]], 0) for w in kept], frames.dtype).reshape(len(kept), frames.shape[1])
     covered = [(intervals[inside[w], 0].min(), intervals[inside[w], 1].max()) for w in kept]
     spans = np.clip(np.array(covered, np.float64).reshape(-1, 2), words[kept, :1], words[kept, 1:])
     means, spans, _ = sort_by_start(means, spans)

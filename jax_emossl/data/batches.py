@@ -2,28 +2,19 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_emossl.data import normalisation
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.indices import Sampler, Selection
-from jax_emossl.data.prepared import Corpus
+from jax_emossl.data.prepared import UNLABELLED, Corpus
+from jax_emossl.data.statistics import Statistics, voiced_frames
+from jax_emossl.errors import UserError
 
 Batch = dict[str, np.ndarray]
-
-
-class Recordings(NamedTuple):
-    """Which recording each of S segments is of, among the R of a corpus.
-
-    Attributes:
-      place: (S,) of the segment's recording.
-      reliance: (R,) weight in [0, 1] of every recording's own statistics against the training fold's.
-    """
-
-    place: Int[np.ndarray, "s"]
-    reliance: Float[np.ndarray, "r"]
 
 
 class Segments:
@@ -33,7 +24,8 @@ class Segments:
       lengths: (S,) model steps of every segment.
       labels: (S, E) intensities.
       recordings: (S,) recording ids.
-      by_recording: the same as places among all recordings of the corpus, in sorted order.
+      enrolled: (S,) whether they serve as enrolment, by which others of their recording are normalised.
+      basis: (S, 3) on which segments what the head reads of each is standardised, see `normalisation.basis`.
       whole: the segments of which these were taken, or themselves.
       positions: (S,) their places there.
     """
@@ -48,30 +40,48 @@ class Segments:
         width = max(part.labels.shape[1] for part in parts)
         self.labels = np.concatenate([part.labels if part.labels.shape[1] else np.zeros((len(part), width), np.float32) for part in parts])
         self.lengths = frontend.num_steps(self._count)
-        names = corpus.recordings
         self.recordings = np.array([r for part in parts for r in part.recordings], str)
-        self._recording = np.searchsorted(names, self.recordings).astype(np.int32)
-        self._reliance = np.array([corpus.statistics[r].reliance(frontend.prior) for r in names], np.float32)
-        self._location, self._scale = np.zeros((2, len(names), len(corpus.features)), np.float32)
-        for r in np.unique(self._recording):
-            self._location[r], self._scale[r] = frontend.location_and_scale(corpus.statistics[names[r]])
         self.whole = self
         self.positions = np.arange(len(self))
+        if frontend.by == normalisation.NEUTRAL and not corpus.emotions:
+            raise UserError(f"data.normalise_by is neutral, but {corpus.name} has no labels: give enrolment, or another.")
+        labelled = np.flatnonzero(np.repeat([name != UNLABELLED for name in folds], [len(part) for part in parts]))
+        self.enrolled = np.zeros(len(self), bool)
+        self.enrolled[labelled] = normalisation.enrolled(frontend.by, self.recordings[labelled], self.labels[labelled], frontend.enrolment)
+        intervals = np.concatenate([part.intervals for part in parts])
+        self.basis = normalisation.basis(frontend.by, self.recordings, intervals, self.enrolled)
+        self._scaled_by, statistics = self._statistics(corpus, intervals)
+        scaling = np.array([frontend.location_and_scale(own) for own in statistics], np.float32)
+        self._location, self._scale = np.moveaxis(scaling.reshape(-1, 2, len(corpus.features)), 1, 0)
+
+    def _statistics(self, corpus: Corpus, intervals: Float[np.ndarray, "s 2"]) -> tuple[Int[np.ndarray, "s"], list[Statistics]]:
+        """What normalises the features of each segment: its place among statistics, and these."""
+        if self._frontend.by in (normalisation.RECORDING, normalisation.NONE):
+            names, places = np.unique(self.recordings, return_inverse=True)
+            return places, [corpus.statistics[name] for name in names]
+
+        def of_frames(segments: Int[np.ndarray, "n"]) -> Statistics:
+            frames = np.concatenate([np.zeros((0, len(corpus.features)), np.float32), *map(self._raw, segments)])
+            counts = voiced_frames(frames, corpus.features) if corpus.hop else None  # as `corpus.build` counts
+            return Statistics.of(frames, intervals[segments[np.argsort(intervals[segments, 0])]], counts)
+
+        return normalisation.by_segments(self._frontend.by, self.basis, of_frames)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """The segments of several corpora, one after another, without labels; each keeps its own normalisation."""
+        """The segments of several corpora, one after another, without labels or enrolment; each keeps its own normalisation."""
         if len(parts) == 1:
             return parts[0]
         joined = copy.copy(parts[0])
         first_part = np.cumsum([0, *(len(part._frames) for part in parts)])
-        first_recording = np.cumsum([0, *(len(part._reliance) for part in parts)]).astype(np.int32)
+        first_scaling = np.cumsum([0, *(len(part._location) for part in parts)])
         joined._frames = [frames for part in parts for frames in part._frames]
         joined._part = np.concatenate([part._part + first for part, first in zip(parts, first_part, strict=False)])
-        joined._recording = np.concatenate([part._recording + first for part, first in zip(parts, first_recording, strict=False)])
-        for name in ("_first", "_count", "_reliance", "_location", "_scale", "lengths", "recordings"):
+        joined._scaled_by = np.concatenate([part._scaled_by + first for part, first in zip(parts, first_scaling, strict=False)])
+        for name in ("_first", "_count", "_location", "_scale", "lengths", "recordings"):
             setattr(joined, name, np.concatenate([getattr(part, name) for part in parts]))
-        joined.labels = np.zeros((len(joined), 0), np.float32)
+        joined.labels, joined.enrolled = np.zeros((len(joined), 0), np.float32), np.zeros(len(joined), bool)
+        joined.basis = np.zeros((len(joined), 3), np.int32)
         joined.whole, joined.positions = joined, np.arange(len(joined))
         return joined
 
@@ -83,45 +93,54 @@ class Segments:
         """Width of a model step."""
         return self._frontend.dimension
 
-    @property
-    def by_recording(self) -> Recordings:
-        return Recordings(self._recording, self._reliance)
-
     def take(self, positions: Int[np.ndarray, "n"]) -> Self:
         """Some of the segments, in the order of `positions`."""
         segments = copy.copy(self)
-        for name in ("_part", "_first", "_count", "recordings", "_recording", "labels", "lengths", "positions"):
+        for name in ("_part", "_first", "_count", "_scaled_by", "recordings", "labels", "lengths", "positions", "enrolled", "basis"):
             setattr(segments, name, getattr(self, name)[positions])
         return segments
+
+    def with_enrolment(self) -> Self:
+        """These and, after them, what enrolment their recordings have beside them."""
+        if not self.whole.enrolled.any():
+            return self
+        others = self.whole.enrolled & np.isin(self.whole.recordings, self.recordings)
+        others[self.positions] = False
+        return self.whole.take(np.concatenate([self.positions, np.flatnonzero(others)]))
 
     def steps(self, segment: int, start: int = 0, length: int | None = None) -> Float[np.ndarray, "t d"]:
         """Model steps of one segment from `start`, at most `length` of them."""
         left = int(self.lengths[segment]) - start
         return self._features(Selection(np.array([segment]), np.array([start]), np.ones(1), min(left, length or left)))[0]
 
+    def _raw(self, segment: int) -> Float[np.ndarray, "n f"]:
+        """Its frames as they were prepared."""
+        first = self._first[segment]
+        return self._frames[self._part[segment]][first : first + self._count[segment]]
+
     def gather(self, selection: Selection) -> Batch:
         """The batch of a selection: features (B, T, D) and all that `gather_all_but_features` gives."""
         return {"features": self._features(selection), **self.gather_all_but_features(selection)}
 
     def _features(self, selection: Selection) -> Float[np.ndarray, "b t d"]:
-        per_step, recordings = self._frontend.frames_per_step, self._recording[selection.segments]
+        per_step, scaled_by = self._frontend.frames_per_step, self._scaled_by[selection.segments]
         skipped, number = selection.starts * per_step, selection.length * per_step
         first = self._first[selection.segments] + skipped
         counts = np.minimum(self._count[selection.segments] - skipped, number)
         frames = np.zeros((len(first), number, self._location.shape[1]), np.float32)
         for row, part, begin, count in zip(frames, self._part[selection.segments], first, counts, strict=True):
             row[:count] = self._frames[part][begin : begin + count]
-        return self._frontend(frames, self._location[recordings], self._scale[recordings], counts)
+        return self._frontend(frames, self._location[scaled_by], self._scale[scaled_by], counts)
 
     def gather_all_but_features(self, selection: Selection) -> Batch:
-        """num_steps (B,), labels (B, E), weight (B,), and which segment and recording a row is of (B,)."""
+        """num_steps (B,), labels (B, E), weight (B,), which segment a row is (B,), and its basis (B, 3)."""
         segments = selection.segments
         return {
             "num_steps": np.minimum(self.lengths[segments] - selection.starts, selection.length).astype(np.int32),
             "labels": self.labels[segments],
             "weight": selection.weight,
             "segment": segments.astype(np.int32),
-            "recording": self._recording[segments],
+            "basis": self.basis[segments],
         }
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from jax_emossl.data import align, csd, prepared, tfds
 from jax_emossl.data.account import EXAMPLES, Account
 from jax_emossl.data.folds import read_folds
-from jax_emossl.data.statistics import Statistics, voiced_frames
+from jax_emossl.data.statistics import Statistics, mark, voiced_frames
 from jax_emossl.errors import UserError
 
 # CMU-MOSEI's conventions, for files that do not name their columns.
@@ -197,14 +197,14 @@ class _Builder:
         return clipped, spans
 
     def _read_frames(self, recording: str) -> tuple[Float[np.ndarray, "n f"], Float[np.ndarray, "n 2"]]:
-        """Cleaned frames (or word averages) in time order, and their intervals; notes their statistics."""
+        """Frames (or word averages) in time order, NaN where a value is not finite, and their intervals; notes their statistics."""
         frames, intervals = self.features.read(recording)
         frames, intervals, moved = align.sort_by_start(frames, intervals)
         self.account.add("recordings whose frames were sorted by start", recording, moved)
         if self.hop is None and self.words is None and len(intervals) > 1:
             self.hop = round(float(np.median(np.diff(intervals[:, 0]))), 6) or None
+        self.account.add("non-finite values, which count as the mean", recording, mark(frames))
         statistics = Statistics.of(frames, intervals, voiced_frames(frames, self.feature_names))
-        self.account.add("non-finite values replaced by the recording's mean", recording, statistics.fill(frames))
         if self.words:
             frames, intervals = align.average(frames, intervals, self.words.intervals(recording))
             # A dimension without any value of its own must not count as constantly 0.

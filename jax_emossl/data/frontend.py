@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_emossl.data.normalisation import ENROLMENT, MODES, NEUTRAL, NONE, RECORDING
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.data.statistics import Statistics
 from jax_emossl.errors import UserError
@@ -20,11 +21,13 @@ class Frontend:
     Attributes:
       names: features, in the order of the columns.
       train: statistics of the training fold on which the encoder was first trained.
-      prior: seconds of weight that `train` has against a recording's own statistics.
+      prior: seconds of weight that `train` has against statistics of the recording.
       clip: normalised values are clipped to [-clip, clip].
       pool: consecutive frames averaged into one.
       stack: consecutive pooled frames concatenated into one model step.
       frame_seconds: duration of a frame; the mean one of words.
+      by: what of its recording normalises a segment, see `normalisation`.
+      enrolment: segments of a recording that do so, where some are drawn.
     """
 
     names: tuple[str, ...]
@@ -34,18 +37,27 @@ class Frontend:
     pool: int
     stack: int
     frame_seconds: float
+    by: str = RECORDING
+    enrolment: int = 0
 
     @classmethod
     def make(cls, data: ml_collections.ConfigDict, corpus: Corpus) -> Self:
         """That of `config.data` for a corpus, whose training fold normalises; it takes as many frames as come nearest to its seconds."""
         pool = max(1, round(data.pool / corpus.frame_seconds))
         stack = max(1, round(data.stack / (pool * corpus.frame_seconds)))
-        return cls(corpus.features, corpus.train_statistics, data.norm_prior, data.clip, pool, stack, corpus.frame_seconds)
+        prior = np.inf if data.normalise_by == NONE else data.norm_prior
+        own = pool, stack, corpus.frame_seconds, data.normalise_by, data.enrolment
+        return cls(corpus.features, corpus.train_statistics, prior, data.clip, *own)
 
     @property
     def dimension(self) -> int:
         """Width of a model step."""
         return len(self.names) * self.stack
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether some segments of a recording are drawn to normalise the others."""
+        return self.by in (ENROLMENT, NEUTRAL)
 
     @property
     def frames_per_step(self) -> int:
@@ -62,9 +74,9 @@ class Frontend:
     def num_steps(self, num_frames: Int[np.ndarray, "s"]) -> Int[np.ndarray, "s"]:
         return -(-num_frames // self.frames_per_step)
 
-    def location_and_scale(self, recording: Statistics) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "f"]]:
-        """What to subtract and what to divide by for one recording; constant dimensions are left at 0."""
-        shrunk = recording.shrunk(self.train, self.prior)
+    def location_and_scale(self, own: Statistics) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "f"]]:
+        """What to subtract and what to divide by for a recording, or a segment; constant dimensions are left at 0."""
+        shrunk = own.shrunk(self.train, self.prior)
         location = np.nan_to_num(shrunk.mean)
         deviation = np.sqrt(np.nan_to_num(shrunk.variance))
         constant = deviation <= 1e-6 * (1 + np.abs(location))
@@ -79,7 +91,8 @@ class Frontend:
     ) -> Float[np.ndarray, "*b t d"]:
         """Model steps of pieces, alike or each with its own `location` and `scale`; those of a piece depend on no other.
 
-        The last pool averages the frames there are, the last stack and the steps beyond a piece are filled with 0.
+        NaN is read as the location. The last pool averages the frames there are, the last stack and the steps beyond a piece are filled
+        with 0.
 
         Args:
           counts: of the n frames of each piece, how many there are; None = all.
@@ -91,6 +104,7 @@ class Frontend:
         normal = frames - location[..., None, :]
         normal /= scale[..., None, :]
         np.clip(normal, -self.clip, self.clip, out=normal)
+        np.copyto(normal, 0, where=np.isnan(normal))
         normal[np.arange(number + missing) >= counts[..., None]] = 0
         if self.pool > 1:
             parts = normal.reshape(*lead, -1, self.pool, len(self.names))
@@ -111,10 +125,11 @@ class Frontend:
             if own != other:
                 raise UserError(f"{source} has the feature '{own}' where {corpus} has '{other}': use the same features in the same order.")
 
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float | str]:
         """The fields of `config.data` that make this frontend."""
         pool = self.pool * self.frame_seconds
-        return {"norm_prior": self.prior, "clip": self.clip, "pool": pool, "stack": self.stack * pool}
+        own = {"normalise_by": self.by, "enrolment": self.enrolment}
+        return {"norm_prior": self.prior, "clip": self.clip, "pool": pool, "stack": self.stack * pool, **own}
 
     def to_json(self) -> dict:
         # JSON has no infinity; null stands for it.
@@ -126,8 +141,8 @@ class Frontend:
         """Raises KeyError, TypeError or ValueError on anything that `to_json` does not write."""
         train, names, prior = Statistics.from_json(table["train"]), tuple(table["names"]), table["prior"]
         numbers = [kind(table[name]) for name, kind in (("clip", float), ("pool", int), ("stack", int), ("frame_seconds", float))]
-        made = cls(names, train, np.inf if prior is None else float(prior), *numbers)
-        if not made.prior >= 0 or not all(0 < number < np.inf for number in numbers):
+        made = cls(names, train, np.inf if prior is None else float(prior), *numbers, str(table["by"]), int(table["enrolment"]))
+        if not made.prior >= 0 or not all(0 < number < np.inf for number in numbers) or made.by not in MODES or made.enrolment < 0:
             raise ValueError("the frontend is out of range")
         if len(train.mean) != len(names):
             raise ValueError("the statistics and the features differ in number")

@@ -1,6 +1,6 @@
 """The prepared form of a corpus, written and read: plain arrays on disk, memory-mapped.
 
-    DIR/<fold>/frames.npy     (N, F) float32   cleaned frames, neither normalised nor pooled
+    DIR/<fold>/frames.npy     (N, F) float32   frames, neither normalised nor pooled; NaN where a value is not finite
     DIR/<fold>/offsets.npy    (S + 1,) int64   segment s holds frames[offsets[s]:offsets[s + 1]]
     DIR/<fold>/labels.npy     (S, E) float32   intensities in [0, 3]; E = 0 in train_unlabelled
     DIR/<fold>/segments.csv   recording,index,start,end   (seconds; index is the label row)
@@ -28,7 +28,7 @@ from jax_emossl.data.folds import FOLDS
 from jax_emossl.data.statistics import Statistics
 from jax_emossl.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION = "corpus.json"
 UNLABELLED = "train_unlabelled"
 _EMPTY_BYTES = 128  # of an array without elements, which cannot be mapped: its header alone
@@ -283,7 +283,7 @@ def _load_fold(corpus: Corpus, name: str) -> Fold:
 
 
 def last_frames(fold: Fold, length: int) -> Float[np.ndarray, "s t f"]:
-    """The last `length` frames of every segment, zeros on the left of shorter ones.
+    """The last `length` frames of every segment, zeros on the left of shorter ones and for values that are not finite.
 
     On a corpus prepared with words and a length of 50, the input of the field's word-level models. Our own need no
     such form: batches are padded on the right and carry the number of frames.
@@ -291,5 +291,5 @@ def last_frames(fold: Fold, length: int) -> Float[np.ndarray, "s t f"]:
     dense = np.zeros((len(fold), length, fold.frames.shape[1]), np.float32)
     for row, first, end in zip(dense, fold.offsets[:-1], fold.offsets[1:], strict=True):
         kept = min(length, end - first)
-        row[length - kept :] = fold.frames[end - kept : end]
+        row[length - kept :] = np.nan_to_num(fold.frames[end - kept : end])
     return dense

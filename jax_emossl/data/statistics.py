@@ -24,6 +24,13 @@ def voiced_frames(frames: Float[np.ndarray, "n f"], names: Sequence[str]) -> Boo
     return counts
 
 
+def mark(frames: Float[np.ndarray, "n f"]) -> int:
+    """Makes every value that is not finite a NaN; returns how many there are. A frontend reads them as the mean that it subtracts."""
+    broken = ~np.isfinite(frames)
+    np.copyto(frames, np.nan, where=broken)
+    return int(broken.sum())
+
+
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """Mean and variance per dimension (NaN where no value counted) over `seconds` of frames.
@@ -51,12 +58,6 @@ class Statistics:
             deviation = np.where(counted, frames - mean, 0.0)
             variance = np.einsum("nf,nf->f", deviation, deviation) / number
         return cls(mean, variance, covered_seconds(intervals), number.astype(np.float64))
-
-    def fill(self, frames: Float[np.ndarray, "n f"]) -> int:
-        """Puts the mean in the place of values that are not finite; returns how many there were."""
-        broken = ~np.isfinite(frames)
-        np.copyto(frames, np.nan_to_num(self.mean).astype(np.float32), where=broken)
-        return int(broken.sum())
 
     @classmethod
     def pooled(cls, parts: Sequence[Self]) -> Self:

@@ -41,7 +41,7 @@ def require() -> None:
 def write(corpus: Corpus, folder: Path) -> None:
     """Writes `folder`, for `tfds.builder_from_directory`: one example per segment, one split per fold that has any.
 
-    An example holds frames (n, F) float32, labels (E,) float32, recording, index (the label row), start and end (seconds, float64).
+    An example holds frames (n, F) float32 (NaN where a value is not finite), labels (E,) float32, recording, index (the label row), start and end (seconds, float64).
     Examples are shuffled within a split; recording and index identify them. Raises UserError where TensorFlow cannot write.
     """
     import tensorflow as tf

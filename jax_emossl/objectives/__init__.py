@@ -5,6 +5,7 @@ A file `objectives/<name>.py` offers `make(config, encoder, frontend, corpus)`, 
 """
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
 
@@ -14,9 +15,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jax_emossl.data.batches import Recordings
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
@@ -48,8 +48,8 @@ class Objective(Protocol):
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
         """Outputs per row, independent of the other rows and of padding."""
 
-    def finish(self, variables: Variables, outputs: Outputs, recordings: Recordings) -> Outputs:
-        """Outputs of a fold's segments from `predict`'s, where its recordings have something in common."""
+    def finish(self, variables: Variables, outputs: Outputs, basis: Int[Array, "b 3"]) -> Outputs:
+        """Outputs of a fold's segments from `predict`'s, where those of a recording have something in common; see `Segments.basis`."""
         return outputs
 
     def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: Any) -> Report:
@@ -68,14 +68,19 @@ class LabelledObjective(Objective, Protocol):
     Attributes:
       classes: what scores stand for.
       head: the kind of answer.
+      standards_prior: segments of weight that the training fold has against a recording's own standards; infinite where it has none.
     """
 
     classes: tuple[str, ...]
     head: str
     labelled: bool = True
+    standards_prior: float = math.inf
 
-    def constants(self, outputs: Outputs, recordings: Recordings) -> Params:
-        """What the loss needs of the encoder as it is, from `predict`'s outputs of some training segments."""
+    def constants(self, outputs: Outputs, basis: Int[np.ndarray, "b 3"]) -> Params:
+        """What the loss needs of the encoder as it is, from `predict`'s outputs of some training segments.
+
+        Filler rows, whose basis is -1 throughout, count for nothing.
+        """
 
     def target(self, labels: np.ndarray) -> np.ndarray:
         """What scores are compared with."""

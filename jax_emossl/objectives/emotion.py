@@ -14,7 +14,6 @@ from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from jax_emossl import metrics, standards
-from jax_emossl.data.batches import Recordings
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
@@ -65,32 +64,34 @@ class _Model(nn.Module):
 class _Emotion(Representation, LabelledObjective):
     """What both heads share.
 
-    The head reads the encoder's pooled representation less the location of its recording, over its scale. These standards are
-    those of the encoder as it was at the last evaluation, in training and in prediction alike. Speakers then differ less, and one
-    learning rate suits every encoder.
+    The head reads the encoder's pooled representation less the location of its recording, over its scale, which the other segments
+    tell. These standards are those of the encoder as it was at the last evaluation, in training and in prediction alike. Speakers then
+    differ less, and one learning rate suits every encoder.
     """
 
     emotions: tuple[str, ...]
     classes: tuple[str, ...]
     dropout: float
     selection: str
+    standards_prior: float = dataclasses.field(kw_only=True)
 
     def init(self, key: jax.Array, example: Batch) -> Params:
         return self._model.init(key, example["features"], example["num_steps"], 0.0, 1.0, True)["params"]
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
-        location, scale = (variables["constants"]["recordings"][name][batch["recording"]] for name in ("location", "scale"))
-        inputs = batch["features"], batch["num_steps"], location, scale
+        known = variables["constants"]
+        own = standards.of_segments(batch["basis"], known["vectors"], known["order"], known["overall"], self.standards_prior)
+        inputs = batch["features"], batch["num_steps"], own["location"], own["scale"]
         scores = self._model.apply({"params": variables["params"]}, *inputs, False, rngs={"dropout": key})
         weight = batch["weight"]
         return jnp.sum(weight * self._row_loss(scores, batch["labels"])), weight.sum(), {}
 
-    def constants(self, outputs: Outputs, recordings: Recordings) -> Params:
-        overall = standards.overall(outputs["pooled"])
-        return {"overall": overall, "recordings": standards.of_recordings(outputs["pooled"], recordings, overall)}
+    def constants(self, outputs: Outputs, basis: Int[np.ndarray, "b 3"]) -> Params:
+        overall = standards.overall(outputs["pooled"][basis[:, 1] >= 0])
+        return {"overall": overall, "vectors": outputs["pooled"], "order": basis[:, 0]}
 
-    def finish(self, variables: Variables, outputs: Outputs, recordings: Recordings) -> Outputs:
-        inputs = standards.standardised(outputs["pooled"], recordings, variables["constants"]["overall"])
+    def finish(self, variables: Variables, outputs: Outputs, basis: Int[Array, "b 3"]) -> Outputs:
+        inputs = standards.standardised(outputs["pooled"], basis, variables["constants"]["overall"], self.standards_prior)
         return {"scores": self._model.apply({"params": variables["params"]}, inputs, method=_Model.read)}
 
     @property
@@ -256,6 +257,7 @@ def restore(
 
 
 def _answering(config, encoder, emotions, head, metric, classes, levels) -> Intensity | Category:
+    own = encoder, emotions, classes, config.dropout, metric
     if head == "intensity":
-        return Intensity(encoder, emotions, classes, config.dropout, metric, levels, config.loss)
-    return Category(encoder, emotions, classes, config.dropout, metric)
+        return Intensity(*own, levels, config.loss, standards_prior=config.standards_prior)
+    return Category(*own, standards_prior=config.standards_prior)

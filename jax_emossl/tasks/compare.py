@@ -218,7 +218,9 @@ def _illustrate(study: Study, plan: _Plan) -> None:
     pictures = pretraining.objective.illustrate(checkpoint.load_best(plan.folders[0]).variables, batch)
     frontend, shown = experiment.frontend, {}
     for source in ("random", "pretrained"):
-        vectors = study.represented(source, plan.config.seed, plan.config.compare.fold)  # those of training segments are not needed
+        vectors = study.represented(source, plan.config.seed, plan.config.compare.fold)[
+            : len(own)
+        ]  # those of training segments are not needed
         shown[source] = standards.standardised(vectors, reported.by_recording, standards.overall(vectors))[own.positions]
     results.keep_predictions(
         plan.out, Path("illustration"), **pictures,

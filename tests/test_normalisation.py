@@ -1,0 +1,169 @@
+"""By what of its recording a segment is normalised: which others, and that nothing else of it enters."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from make_corpus import Files, grid, recording
+
+from jax_emossl import config as fields
+from jax_emossl.data import corpus, normalisation, prepared
+from jax_emossl.data.batches import Segments
+from jax_emossl.data.frontend import Frontend
+from jax_emossl.errors import UserError
+from jax_emossl.experiment import build
+from jax_emossl.model import load_model
+from jax_emossl.predictor import predict
+
+RECORDINGS = np.array(["b", "a", "a", "b", "a", "c"])
+INTERVALS = np.array([[0, 2], [4, 6], [0, 2], [1, 3], [2, 4], [0, 1]], float)  # those of b overlap
+LABELS = np.array([[1, 0], [0, 0], [0, 2], [0, 0], [0, 0], [0, 0]], np.float32)
+
+
+def counted(basis):
+    """(S, S): which others count for each segment, as the standards read it."""
+    order, first, until = basis[:, 0], basis[:, 1:2], basis[:, 2:]
+    return (first <= order) & (order < until) & (order != basis[:, :1])
+
+
+def test_a_segment_rests_on_what_its_mode_says():
+    nobody = np.zeros(6, bool)
+    same = RECORDINGS[:, None] == RECORDINGS
+    by = {mode: counted(normalisation.basis(mode, RECORDINGS, INTERVALS, nobody)) for mode in normalisation.MODES}
+    np.testing.assert_array_equal(by["recording"], same & ~np.eye(6, dtype=bool))
+    np.testing.assert_array_equal(by["causal"], same & (INTERVALS[:, 1] <= INTERVALS[:, :1]))
+    assert not by["none"].any() and not by["enrolment"].any()
+    some = np.array([True, True, False, False, True, False])
+    np.testing.assert_array_equal(
+        counted(normalisation.basis("enrolment", RECORDINGS, INTERVALS, some)), same & some & ~np.eye(6, dtype=bool)
+    )
+
+
+def test_enrolment_is_drawn_by_the_recordings_name_and_leaves_something_to_score():
+    names, labels = np.repeat(["a", "b", "c"], [20, 3, 1]), np.eye(2)[np.arange(24) % 2] * (np.arange(24) % 3 > 0)[:, None]
+    drawn = normalisation.enrolled("enrolment", names, labels, 4)
+    assert [drawn[names == name].sum() for name in "abc"] == [4, 2, 0]
+    np.testing.assert_array_equal(normalisation.enrolled("enrolment", names[:20], labels[:20], 4), drawn[:20])  # whatever is beside it
+    neutral = normalisation.enrolled("neutral", names, labels, 4)
+    assert not labels[neutral].any() and [neutral[names == name].sum() for name in "abc"] == [4, 1, 0]
+    assert not normalisation.enrolled("causal", names, labels, 4).any()
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """Makes the prepared corpus twice: the test recording's frames from `since` to `until` (s) differ; some values are not finite."""
+
+    def make(since, until):
+        made = []
+        for name, shift in (("one", 0.0), ("other", 9.0)):
+            (tmp_path / name).mkdir()
+            files = Files(tmp_path / name)
+            frames, _ = recording(3)
+            frames[10:20, 2], frames[170:175, 0] = np.nan, -np.inf
+            frames[round(100 * since) : round(100 * until)] += shift
+            files.write_features({"rec_d": (frames, grid(600))})
+            corpus.build(files.features, files.labels, files.folds, files.out)
+            made.append(prepared.load(files.out))
+        return made
+
+    return make
+
+
+def steps(loaded, by, prior, enrolment=1):
+    """The model steps of the test recording's three segments, at 0-1, 1.5-2.5 and 3-4 s."""
+    frontend = Frontend(loaded.features, loaded.train_statistics, prior, 5.0, 2, 2, 0.01, by, enrolment)
+    segments = Segments(loaded, ["test"], frontend)
+    return [segments.steps(i) for i in range(3)], segments
+
+
+@pytest.mark.parametrize(("by", "prior"), [("recording", math.inf), ("causal", 1.0)])
+def test_without_a_recordings_own_statistics_the_rest_of_it_never_enters_a_segment(by, prior, spoilt):
+    """The first two segments hold values that are not finite; what differs comes after them."""
+    (before, _), (after, _) = (steps(loaded, by, prior) for loaded in spoilt(2.5, 6))
+    for i in (0, 1):
+        np.testing.assert_array_equal(before[i], after[i])
+        assert np.isfinite(before[i]).all()
+    assert not np.array_equal(before[2], after[2])
+
+
+def test_with_a_recordings_own_statistics_the_rest_of_it_enters(spoilt):
+    (before, _), (after, _) = (steps(loaded, "recording", 1.0) for loaded in spoilt(2.5, 6))
+    assert not np.array_equal(before[0], after[0])
+
+
+def test_causal_features_are_normalised_by_what_came_before_and_the_segment_itself(spoilt):
+    loaded, _ = spoilt(0, 0)
+    made, segments = steps(loaded, "causal", 1.0)
+    frontend, fold = segments._frontend, loaded.fold("test")
+    for i in range(3):
+        frames = fold.frames[: fold.offsets[i + 1]]
+        voiced = np.column_stack([frames[:, 1] > 0.5, *[np.ones(len(frames), bool)] * 2])
+        own = normalisation.Statistics.of(frames, grid(len(frames)), voiced)
+        expected = frontend(fold.frames[fold.offsets[i] : fold.offsets[i + 1]], *frontend.location_and_scale(own))
+        np.testing.assert_allclose(made[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_enrolment_alone_normalises_the_others(spoilt):
+    (one, other) = spoilt(0, 6)
+    _, segments = steps(one, "enrolment", 0.0)
+    (drawn,) = np.flatnonzero(segments.enrolled)
+    scaling = [segments._scaling[place] for place in segments._scaled_by]
+    assert all(np.array_equal(scaling[0], own) for own in scaling)
+    frames = one.fold("test").frames[one.fold("test").offsets[drawn] : one.fold("test").offsets[drawn + 1], 2]
+    np.testing.assert_allclose(scaling[0][0][2], np.nanmean(frames.astype(np.float64)), rtol=1e-5)
+    rest = segments.take(np.flatnonzero(~segments.enrolled))
+    assert rest.with_enrolment().positions.tolist() == [*rest.positions, drawn]
+    np.testing.assert_array_equal(rest.with_enrolment().take(np.arange(2)).steps(1), rest.steps(1))
+
+
+def test_enrolment_of_held_out_recordings_is_read_but_not_scored(tiny_config):
+    experiment = build(tiny_config("scratch", {"data.normalise_by": "enrolment", "data.enrolment": 2}))
+    assert len(experiment.segments("train")) == 36  # its own may be learned from
+    valid = experiment.segments("valid")
+    assert len(valid) == 18 - 3 * 2 and len(valid.with_enrolment()) == 18
+    objective, train = experiment.objective, experiment.segments("train")
+    params = experiment.params()
+    readout = params["head"]["readout"]
+    readout["kernel"] = np.random.default_rng(0).normal(size=readout["kernel"].shape).astype(np.float32)
+    pooled = len(readout["kernel"])
+    overall = {"location": np.zeros(pooled, np.float32), "scale": np.ones(pooled, np.float32)}
+    variables = {"params": params, "constants": {"overall": overall}}
+    (whole,) = predict(objective, [variables], [valid], *experiment.sizes)
+    assert len(whole["scores"]) == len(valid) and len(train.labels) == 36
+    (few,) = predict(objective, [variables], [valid.take(np.array([3, 7]))], *experiment.sizes)
+    np.testing.assert_allclose(few["scores"], whole["scores"][[3, 7]], rtol=1e-4, atol=1e-4)  # only enrolment counts
+
+
+@pytest.mark.parametrize("by", ["neutral", "causal", "none"])
+def test_a_run_of_every_mode_trains_and_says_by_what_it_was_normalised(by, tiny_config, trained, capsys):
+    _, rows = trained(tiny_config("scratch", {"data.normalise_by": by, "data.enrolment": 2, "train.steps": 2}))
+    assert rows[0]["metrics"]["mae"] is not None
+    assert f"normalised {normalisation.words(by, 'test', 1.0)}" in capsys.readouterr().out
+
+
+def test_a_model_that_needs_enrolment_says_so_to_strangers(tiny_config, trained):
+    folder, _ = trained(tiny_config("scratch", {"data.normalise_by": "enrolment", "train.steps": 2}))
+    with pytest.raises(UserError, match="This model is normalised by enrolment, .* train it with data.normalise_by=recording"):
+        load_model(folder)(np.zeros((100, 74), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.normalise_by": "speaker"}, "data.normalise_by is 'speaker': choose one of recording, enrolment, neutral, causal, none"),
+        ({"data.enrolment": 0}, "data.enrolment is 0, but must lie between 1"),
+        ({"objective.standards_prior": -1.0}, "objective.standards_prior is -1.0, but must lie between 0"),
+        ({"objective.standards_prior": math.nan}, "objective.standards_prior is nan"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(changes, message, tiny_config):
+    with pytest.raises(UserError, match=message):
+        fields.check(tiny_config("scratch", changes))
+
+
+def test_neutral_enrolment_needs_labels(spoilt):
+    loaded, _ = spoilt(0, 0)
+    bare = {name: dataclasses.replace(fold, labels=fold.labels[:, :0]) for name, fold in loaded.folds.items()}
+    with pytest.raises(UserError, match="data.normalise_by is neutral, but .* has no labels: give enrolment, or another"):
+        steps(dataclasses.replace(loaded, folds=bare, emotions=()), "neutral", 1.0)
