@@ -211,17 +211,16 @@ def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> 
 def _illustrate(study: Study, plan: _Plan) -> None:
     """Keeps what the report's pictures need: some segments of the pretext task, and of the reported before and after pretraining."""
     experiment, valid, reported = study.experiment, study.segments["valid"], study.reported
-    own = reported.take(np.linspace(0, len(reported) - 1, min(_MOST_SHOWN, len(reported))).round().astype(int))
+    some = np.linspace(0, len(reported) - 1, min(_MOST_SHOWN, len(reported))).round().astype(int)
+    own, whole, prior = reported.take(some), reported.with_enrolment(), experiment.objective.standards_prior
     pretraining = build(configs.part(plan.config, "pretrain", data=plan.config.data.to_dict()), experiment.corpus)
     middle = np.argsort(valid.lengths, kind="stable")[[len(valid) // 4, len(valid) // 2, 3 * len(valid) // 4]]
     batch = valid.gather(Selection(middle, np.zeros(3, int), np.ones(3, np.float32), int(valid.lengths[middle].max())))
     pictures = pretraining.objective.illustrate(checkpoint.load_best(plan.folders[0]).variables, batch)
     frontend, shown = experiment.frontend, {}
     for source in ("random", "pretrained"):
-        vectors = study.represented(source, plan.config.seed, plan.config.compare.fold)[
-            : len(own)
-        ]  # those of training segments are not needed
-        shown[source] = standards.standardised(vectors, reported.by_recording, standards.overall(vectors))[own.positions]
+        vectors = study.represented(source, plan.config.seed, plan.config.compare.fold)  # those of training segments are not needed
+        shown[source] = standards.standardised(vectors, whole.basis, standards.overall(vectors), prior)[some]
     results.keep_predictions(
         plan.out, Path("illustration"), **pictures,
         features=batch["features"], num_steps=batch["num_steps"], stack=frontend.stack, hop=frontend.frame_seconds * frontend.pool,
