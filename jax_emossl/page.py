@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ Answers = tuple[Float[np.ndarray, "w 2"], Mapping[str, np.ndarray]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe & Ito's
 _DASHES = ("", "7 3", "2 2", "9 3 2 3", "", "7 3", "2 2", "9 3 2 3")
 _PLAYED = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg", ".oga": "audio/ogg", ".opus": "audio/ogg"}
+CURVES = {"mean": "mean intensity", "probability": "probability"}  # what is shown, the first that there is
 _COLUMNS = 1000  # of a waveform
 
 
 def curves(answers: Answers) -> tuple[str, Float[np.ndarray, "w"], Float[np.ndarray, "w c"]]:
-    """What is drawn over time: its name, the middle of every window (s), and its values."""
+    """What is drawn over time: its name in the answers, the middle of every window (s), and its values."""
     spans, made = answers
-    name = "mean" if "mean" in made else "probability"
-    return {"mean": "mean intensity", "probability": "probability"}[name], spans.mean(1), made[name]
+    name = next(name for name in CURVES if name in made)
+    return name, spans.mean(1), made[name]
 
 
 def figure(classes: Sequence[str], answers: Answers, title: str, path: Path) -> None:
@@ -41,7 +43,7 @@ def figure(classes: Sequence[str], answers: Answers, title: str, path: Path) -> 
             times, values[:, c], label=emotion, color=COLOURS[c % len(COLOURS)], linewidth=1.6,
             linestyle=(0, dashes) if dashes else "-", marker="o" if len(times) < 30 else "", markersize=3,
         )  # fmt: skip
-    axes.set(xlabel="seconds (middle of the window)", ylabel=name, title=title, ylim=(0, None))
+    axes.set(xlabel="seconds (middle of the window)", ylabel=CURVES[name], title=title, ylim=(0, None))
     axes.title.set_fontsize(9)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -53,8 +55,9 @@ def page(model: Any, said: Sequence[Any]) -> str:
     """One HTML page of all that is said of recordings; nothing in it is fetched from anywhere."""
     templates = jinja2.Environment(loader=jinja2.PackageLoader("jax_emossl"), autoescape=True, undefined=jinja2.StrictUndefined)
     recordings = [{"number": number} | _recording(model, own) for number, own in enumerate(said)]
-    own = {"classes": model.classes, "colours": COLOURS, "dashes": _DASHES}
-    return templates.get_template("predictions.html").render(card=model.card, recordings=recordings, **own)
+    highest = max(float(curves(own.windows)[2].max()) for own in said)
+    shared = {"classes": model.classes, "colours": COLOURS, "dashes": _DASHES, "top": max(0.2, math.ceil(5 * highest) / 5)}
+    return templates.get_template("predictions.html").render(card=model.card, recordings=recordings, **shared)
 
 
 def _recording(model: Any, own: Any) -> dict:
@@ -62,24 +65,17 @@ def _recording(model: Any, own: Any) -> dict:
     spans, made = own.segments
     sound = own.source.suffix.lower() in audio.SUFFIXES
     shape, label = _waveform(own.source) if sound else _loudness(model, own.recording)
-    what = "mean" if "mean" in made else "probability"
     rows = [
-        {"start": start, "end": end, "cells": [(values[c], bool(made["present"][i, c])) for c in range(len(model.classes))]}
-        for i, ((start, end), values) in enumerate(zip(spans.tolist(), made[what].tolist(), strict=True))
+        {"start": start, "end": end, "cells": list(zip(said, present, strict=True))}
+        for (start, end), said, present in zip(spans.tolist(), made[name].tolist(), made["present"].tolist(), strict=True)
     ]
     data = {
         "begin": float(own.recording.intervals[0, 0]), "end": float(own.recording.intervals[:, 1].max()),
-        "times": np.round(times, 3).tolist(), "values": np.round(values, 4).tolist(),
-        "curve": name, "top": 3.0 if what == "mean" else 1.0, "shape": shape, "windows": np.round(own.windows[0], 3).tolist(),
+        "times": np.round(times, 3).tolist(), "values": np.round(values, 4).tolist(), "curve": CURVES[name],
+        "shape": shape, "windows": np.round(own.windows[0], 3).tolist(),
     }  # fmt: skip
-    return {
-        "name": own.name,
-        "curve": name,
-        "shape_label": label,
-        "audio": _player(own.source) if sound else "",
-        "rows": rows,
-        "data": data,
-    }
+    player = _player(own.source) if sound else ""
+    return {"name": own.name, "curve": CURVES[name], "shape_label": label, "audio": player, "rows": rows, "data": data}
 
 
 def _envelope(values: Float[np.ndarray, "n"]) -> list[list[float]]:

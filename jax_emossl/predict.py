@@ -32,6 +32,7 @@ from jax_emossl.data.prepared import new_folder
 from jax_emossl.errors import UserError, notice, one_sentence
 from jax_emossl.model import Model, Recording, load_model
 
+_SHOWN = 20  # rows on the screen
 _SAME_HOP = 0.01  # by which hops may differ, relatively
 _EXAMPLE = """
 examples:
@@ -94,7 +95,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         predicted = time.perf_counter()
         _write(out, model, said, args.html)
     seconds = sum(own.recording.intervals[-1, 1] for own in said)
-    print(pd.DataFrame(_rows(model, said, "segments")).head(20).to_string(index=False, float_format="{:.3f}".format))
+    print(_shown(model, pd.DataFrame(_rows(model, said, "segments"))))
     print(
         f"{len(said)} recordings, {seconds / 60:.1f} minutes: read in {encoded - begun:.2f} s, predicted in {predicted - encoded:.2f} s; normalised "
         f"by its own frames, a recording of n s with the weight n/(n + {model.card.frontend.prior:g}).\nPredictions: {args.out}"
@@ -152,17 +153,21 @@ def _recordings(
     model: Model, run: Path, inputs: Sequence[Path], asked: dict[str, Float[np.ndarray, "s 2"]]
 ) -> Iterator[tuple[str, Path, Recording]]:
     """Every recording of the inputs: its name, its file, and what is asked of it."""
-    files = [file for path in inputs for file in (audio.files(path) if path.is_dir() else [path])]
-    heard = any(path.suffix.lower() in audio.SUFFIXES for path in files)
+    files = []
+    for given in inputs:
+        files += [(str(path.relative_to(given)), path) for path in audio.files(given)] if given.is_dir() else [(given.name, given)]
+    heard = any(path.suffix.lower() in audio.SUFFIXES for _, path in files)
     extractor = _extractor(model, run) if heard else None
     there = set()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            waiting = [(path, pool.submit(_read, model, extractor, path)) for path in files]
+            waiting = [(path, pool.submit(_read, model, extractor, name, path)) for name, path in files]
             for path, found in tqdm(waiting, desc="reading", unit="file", leave=False, disable=None):
                 for name, recording in found.result():
                     if asked and name not in asked:
                         raise UserError(f"--segments names no segment of {name}: add it, or leave the input out.")
+                    if name in there:
+                        raise UserError(f"{path} is the second input named {name}: give a folder that holds both, or predict them apart.")
                     there.add(name)
                     yield name, path, recording._replace(spans=asked.get(name))
         finally:
@@ -171,16 +176,16 @@ def _recordings(
         notice(f"--segments names {len(left)} recordings that are not among the inputs, {left[0]} the first.")
 
 
-def _read(model: Model, extractor: Extractor | None, path: Path) -> list[tuple[str, Recording]]:
-    """The recordings in a file, by name."""
+def _read(model: Model, extractor: Extractor | None, name: str, path: Path) -> list[tuple[str, Recording]]:
+    """The recordings in a file, by name: that of the file, or of a `.csd` file's entries."""
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file: give audio, .csd or .npy files.")
     if path.suffix == ".csd":
         return list(_entries(model, path))
     if path.suffix == ".npy":
-        return [(path.name, Recording(str(path), arrays.read(path)))]
+        return [(name, Recording(str(path), arrays.read(path)))]
     if path.suffix.lower() in audio.SUFFIXES:
-        return [(path.name, Recording(str(path), extractor(path)))]
+        return [(name, Recording(str(path), extractor(path)))]
     raise UserError(f"{path} is neither audio ({', '.join(audio.SUFFIXES)}) nor .csd nor .npy: give one of these.")
 
 
@@ -223,6 +228,16 @@ def _rows(model: Model, said: Sequence[Said], which: str) -> list[dict]:
                     row |= {f"{emotion}_{name}": made[name][i, c].item() for c, emotion in enumerate(model.classes)}
             rows.append(row)
     return rows
+
+
+def _shown(model: Model, table: pd.DataFrame) -> str:
+    """The first rows for a screen: what the curves show, too."""
+    what = next(name for name in page.CURVES if f"{model.classes[0]}_{name}" in table)
+    renamed = table.rename(columns={f"{emotion}_{what}": emotion for emotion in model.classes})
+    columns = [name for name in ("recording", "start", "end", "category", *model.classes) if name in renamed]
+    lines = renamed[columns].head(_SHOWN).to_string(index=False, float_format="{:.2f}".format)
+    more = f"\n... and {len(table) - _SHOWN} more in predictions.csv" if len(table) > _SHOWN else ""
+    return f"{lines}{more}\nUnder each emotion: {page.CURVES[what]}."
 
 
 def _write(out: Path, model: Model, said: Sequence[Said], html: bool) -> None:

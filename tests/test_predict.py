@@ -94,6 +94,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(heard, finetuning, pre
             run("--out", out, *arguments)
         assert not out.exists() and not list(tmp_path.glob(".said*"))
 
+    again = tmp_path / "elsewhere"
+    again.mkdir()
+    shutil.copy(wav, again)
+    refuses("is the second input named s0_0.wav", "--run", workdir, wav, again)
     refuses("is a pretraining, which says nothing of emotions", "--run", pretraining, wav)
     refuses("was trained on features that openSMILE's .* do not give", "--run", finetuning, wav)
     refuses("does not exist or is not a file", "--run", workdir, tmp_path / "gone.wav")
@@ -137,7 +141,8 @@ addEventListener("load", () => {
     const box = svg.getBoundingClientRect();
     svg.dispatchEvent(new MouseEvent("click", {clientX: box.left + box.width * 0.5, clientY: box.top + 5, bubbles: true}));
     document.title = `curves ${svg.querySelectorAll("polyline").length}, shape ${svg.querySelectorAll("polygon").length}, ` +
-      `at ${section.dataset.time}, sound ${Math.abs(sound.currentTime - section.dataset.time) < .01}, of ${sound.duration.toFixed(1)}`;
+      `at ${section.dataset.time}, sound ${Math.abs(sound.currentTime - section.dataset.time) < .01}, ` +
+      `said ${section.querySelector(".now").textContent.split(":")[0]}, of ${sound.duration.toFixed(1)}`;
   };
   if (sound.readyState > 0) report(); else sound.addEventListener("loadedmetadata", report);
 });
@@ -161,7 +166,8 @@ def test_the_page_draws_the_curves_and_a_click_seeks_the_sound(heard, tmp_path):
     ]
     seen = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=120).stdout
     title = seen[seen.index("<title>") + 7 : seen.index("</title>")]
-    assert title.startswith("curves 3, shape 1, at 1.4") and title.endswith("sound true, of 3.0"), title
+    assert title.startswith("curves 3, shape 1, at 1.4") and title.endswith("of 3.0"), title
+    assert "sound true, said 1.4" in title and "s, probability from 1.00 to 2.00 s" in title, title
 
 
 def test_the_command_ends_with_one_sentence(tmp_path):
