@@ -27,6 +27,7 @@ class Comparison:
       corpus: its name, marked if it is synthetic, or their names.
       fold: "test" or "validation", the fold that was scored; the first variant scores so many `recordings` of it.
       transductive: whether recordings were normalised with their own frames, the scored ones too.
+      reads_functionals: whether the heads of trained arms read functionals beside the encoder.
       category: whether categories were predicted, not intensities.
       metrics: all by name; `headline` names those that come first.
 
@@ -58,6 +59,7 @@ class Comparison:
         self.corpus = " + ".join(marked)
         self.fold = {"valid": "validation"}.get(first["fold"], first["fold"])
         self.transductive = _prior(self.file, table["config"]) < math.inf
+        self.reads_functionals = "functionals" in _reads(table["config"])
         self.judge = (
             "the validation fold" if first["selection"]["fold"] == "valid" else "a quarter of the labels, of recordings of their own"
         )
@@ -220,6 +222,14 @@ def _prior(file: Path, config: dict) -> float:
         return float(config["data"]["norm_prior"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{file} has no number as config.data.norm_prior: run the experiment anew.") from error
+
+
+def _reads(config: dict) -> str:
+    """What the heads of trained arms read."""
+    try:
+        return str(config["finetune"]["objective"]["reads"])
+    except (KeyError, TypeError):
+        return "encoder"
 
 
 def _fits_scores(array: np.ndarray, kind: str, scored: Scored) -> bool:

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from jax_emossl import representation, standards
 from jax_emossl.config import part, stretched
-from jax_emossl.data import functionals, label_budget
+from jax_emossl.data import label_budget
 from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
 from jax_emossl.objectives import Params
@@ -133,7 +133,7 @@ class Study:
                 self.known[key] = {fold: components.transform(own) for fold, own in functional.items()}
                 return self.known[key]
             if source == "functionals":
-                made = {fold: functionals.of_fold(experiment.corpus, fold, experiment.frontend) for fold in self.segments}
+                made = {fold: own.functionals for fold, own in self.segments.items()}
             else:
                 encoder, params = experiment.objective.encoder, experiment.params()["encoder"]
                 made = representation.represent(encoder, params, self.segments, *experiment.sizes, self.resident)

@@ -126,7 +126,13 @@ def test_a_report_of_the_validation_fold_says_so(changed, undrawn):
     text = " ".join((out / "report.md").read_text().split())
     assert "6 validation recordings" in text and "optimistic and only to be compared with one another" in text
     assert "normalised by the training fold alone" in text and "test recording" not in text and "transductive" not in text
-    assert "demo (SYNTHETIC), validation fold" in text
+    assert "demo (SYNTHETIC), validation fold" in text and "read functionals of the whole segment" not in text
+
+
+def test_it_says_what_the_trained_arms_read(changed, undrawn):
+    out = changed(lambda table: table["config"].update(finetune={"objective": {"reads": "encoder+functionals"}}))
+    report.write(out)
+    assert "trained arms, pretrained or not, read functionals of the whole segment beside their encoder" in (out / "report.md").read_text()
 
 
 def test_odd_names_survive_in_every_form(changed, undrawn):

@@ -1,12 +1,15 @@
 """Segments of a corpus as model-ready batches, gathered by a selection of rows."""
 
 import copy
+import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_emossl.data import functionals
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.indices import Sampler, Selection
 from jax_emossl.data.prepared import Corpus
@@ -36,11 +39,12 @@ class Segments:
       by_recording: the same as places among all recordings of the corpus, in sorted order.
       whole: the segments of which these were taken, or themselves.
       positions: (S,) their places there.
+      with_functionals: whether batches hold the segments' functionals.
     """
 
-    def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend):
+    def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend, with_functionals: bool = False):
         parts = [corpus.fold(name) for name in folds]
-        self._frontend = frontend
+        self._frontend, self.with_functionals = frontend, with_functionals
         self._frames = [part.frames for part in parts]
         self._part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self._first = np.concatenate([part.offsets[:-1] for part in parts])
@@ -71,6 +75,7 @@ class Segments:
         for name in ("_first", "_count", "_reliance", "lengths", "recordings"):
             setattr(joined, name, np.concatenate([getattr(part, name) for part in parts]))
         joined.labels = np.zeros((len(joined), 0), np.float32)
+        joined.__dict__.pop("functionals_of_whole", None)  # those of the first part alone
         joined.whole, joined.positions = joined, np.arange(len(joined))
         return joined
 
@@ -96,6 +101,20 @@ class Segments:
         frames = self._frames[self._part[segment]][first + start * per_step : first + stop]
         return self._frontend(frames, *self._scaling[self._recording[segment]])
 
+    @property
+    def functionals(self) -> Float[np.ndarray, "s q"]:
+        """Of every whole segment's frames as the frontend normalises them, neither pooled nor stacked."""
+        return self.whole.functionals_of_whole[self.positions]
+
+    @functools.cached_property
+    def functionals_of_whole(self) -> Float[np.ndarray, "s q"]:
+        frontend = dataclasses.replace(self._frontend, pool=1, stack=1)
+        made = np.empty((len(self), functionals.number(len(frontend.names))), np.float32)
+        for i, (part, first, count) in enumerate(zip(self._part, self._first, self._count, strict=True)):
+            frames = frontend(self._frames[part][first : first + count], *self._scaling[self._recording[i]])
+            made[i] = functionals.of_segments(frames[None], np.array([count]))[0]
+        return made
+
     def gather(self, selection: Selection) -> Batch:
         """The batch of a selection: features (B, T, D) and all that `gather_all_but_features` gives."""
         features = np.zeros((len(selection.segments), selection.length, self._frontend.dimension), np.float32)
@@ -105,15 +124,24 @@ class Segments:
         return {"features": features, **self.gather_all_but_features(selection)}
 
     def gather_all_but_features(self, selection: Selection) -> Batch:
-        """num_steps (B,), labels (B, E), weight (B,), and which segment and recording a row is of (B,)."""
+        """num_steps (B,), labels (B, E), weight (B,), which segment and recording a row is of (B,), and functionals (B, Q) if asked for."""
         segments = selection.segments
+        own = {"functionals": self.whole.functionals_of_whole[self.positions[segments]]} if self.with_functionals else {}
         return {
             "num_steps": np.minimum(self.lengths[segments] - selection.starts, selection.length).astype(np.int32),
             "labels": self.labels[segments],
             "weight": selection.weight,
             "segment": segments.astype(np.int32),
             "recording": self._recording[segments],
+            **own,
         }
+
+
+def example(frontend: Frontend) -> Batch:
+    """All of a batch that parameters can depend on: one row of two steps."""
+    features = np.zeros((1, 2, frontend.dimension), np.float32)
+    own = np.zeros((1, functionals.number(len(frontend.names))), np.float32)
+    return {"features": features, "num_steps": np.full(1, 2, np.int32), "functionals": own}
 
 
 def in_memory(segments: Segments, sampler: Sampler, seed: int, start: int, stop: int) -> Iterator[Batch]:
