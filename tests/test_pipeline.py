@@ -45,6 +45,8 @@ def test_rows_are_segments_seen_through_the_frontend(loaded, frontend, segments)
     fold = loaded.folds["train"]
     scaling = frontend.location_and_scale(loaded.statistics[fold.recordings[2]])
     np.testing.assert_array_equal(segments.steps(2), frontend(fold.frames[fold.offsets[2] : fold.offsets[3]], *scaling))
+    few = segments.gather_all_but_features(Selection(np.array([2, 0]), np.zeros(2, int), np.ones(2, np.float32), 100))
+    np.testing.assert_array_equal(few["num_frames"], -(-np.diff(fold.offsets)[[2, 0]] // 2))
 
 
 def test_a_batch_tells_which_segment_and_recording_a_row_is_of(loaded, segments):
@@ -69,7 +71,9 @@ def test_a_recording_has_the_same_place_in_every_fold(loaded, frontend):
 def test_a_crop_is_a_piece_of_the_whole(segments):
     whole = segments.steps(2)
     crop = Selection(np.array([2]), np.array([7]), np.ones(1, np.float32), 20)
-    np.testing.assert_allclose(segments.gather(crop)["features"][0], whole[7:27], rtol=1e-6)
+    batch = segments.gather(crop)
+    np.testing.assert_allclose(batch["features"][0], whole[7:27], rtol=1e-6)
+    assert batch["num_steps"] == [20] and batch["num_frames"] == [40]
 
 
 def test_functionals_are_of_whole_segments_unpooled_however_they_are_cropped(loaded, frontend):

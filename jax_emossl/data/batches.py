@@ -124,11 +124,13 @@ class Segments:
         return {"features": features, **self.gather_all_but_features(selection)}
 
     def gather_all_but_features(self, selection: Selection) -> Batch:
-        """num_steps (B,), labels (B, E), weight (B,), which segment and recording a row is of (B,), and functionals (B, Q) if asked for."""
-        segments = selection.segments
+        """All per row: numbers of steps, and of the pooled frames in them; labels, weight, segment, recording; functionals if asked for."""
+        segments, frontend = selection.segments, self._frontend
+        frames = self._count[segments] - selection.starts * frontend.frames_per_step
         own = {"functionals": self.whole.functionals_of_whole[self.positions[segments]]} if self.with_functionals else {}
         return {
             "num_steps": np.minimum(self.lengths[segments] - selection.starts, selection.length).astype(np.int32),
+            "num_frames": np.minimum(-(-frames // frontend.pool), selection.length * frontend.stack).astype(np.int32),
             "labels": self.labels[segments],
             "weight": selection.weight,
             "segment": segments.astype(np.int32),
