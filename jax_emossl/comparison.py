@@ -132,6 +132,16 @@ class Comparison:
             return f"all ({self.labels(0):.0f})"
         return f"{budget:.2g} ({self.labels(budget):.0f})" if budget < 1 else f"{budget:g}"
 
+    def evaluations(self, variant: str, arm: str, budget: float) -> list[np.ndarray]:
+        """Of every training behind the answers, all rotations and seeds together, its validated steps and their values (n, 2)."""
+        rows = [row for row in self.rows if (row["variant"], row["arm"], row["budget"]) == (variant, arm, budget)]
+        return [np.array(own, float) for row in rows for own in row["selection"].get("evaluations", ()) if own]
+
+    def validated(self, variant: str) -> list[str]:
+        """Arms whose trainings have left their evaluations."""
+        trained = [arm for arm in self.arms(variant) if ARMS[arm].mechanism == "tuned"]
+        return [arm for arm in trained if any(self.evaluations(variant, arm, budget) for budget in self.budgets(variant, arm))]
+
     def estimate(self, variant: str, arm: str, budget: float, metric: str) -> Estimate:
         return self.runs(variant, arm, budget, metric).estimate()
 

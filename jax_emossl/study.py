@@ -38,6 +38,7 @@ class Answer(NamedTuple):
       step: at which its encoder was taken; None for one that is not trained.
       value: of the selection metric on the validation fold, where `calibration` was chosen.
       details: what else validation chose, for the row's `selection`.
+      evaluations: of each of the trainings behind it, the steps that were validated, with the value of each.
     """
 
     scores: Float[np.ndarray, "s c"]
@@ -46,6 +47,7 @@ class Answer(NamedTuple):
     value: float
     calibration: Any
     details: dict
+    evaluations: Sequence[Sequence[tuple[int, float]]] = ()
 
 
 def num_labels(budget: float, available: int) -> int:

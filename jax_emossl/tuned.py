@@ -88,7 +88,7 @@ def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Tr
         for training, own in ((training, own) for training, own in grid if own.variables):
             details = {"strategy": training.config.train.strategy, "learning_rate": training.config.train.learning_rate}
             scores, on_valid = next(said["reported"])["scores"], next(said["valid"])["scores"]
-            made.append(Answer(scores, on_valid, own.step, own.value, own.calibration, details))
+            made.append(Answer(scores, on_valid, own.step, own.value, own.calibration, details, [own.evaluations]))
         if not made:
             labels = f"{cell.budget:g}" if cell.budget else "all"
             raise UserError(f"Every training of {cell.arm} with {labels} labels diverged: lower compare.learning_rates.")
