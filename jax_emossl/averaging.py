@@ -30,7 +30,8 @@ def averaged(objective: LabelledObjective, answers: Sequence[Answer], valid: Seg
     on_valid = objective.average([answer.valid for answer in kept], calibrations)
     value, calibration, _ = assess(objective, {"scores": on_valid}, valid.labels)
     scores = objective.average([answer.scores for answer in kept], calibrations)
-    return Answer(scores, on_valid, best.step, value, calibration, {**best.details, "averaged": len(kept)})
+    evaluations = [own for answer in kept for own in answer.evaluations]
+    return Answer(scores, on_valid, best.step, value, calibration, {**best.details, "averaged": len(kept)}, evaluations)
 
 
 def standard_error(objective: LabelledObjective, answer: Answer, valid: Segments) -> float:

@@ -27,6 +27,7 @@ class Comparison:
       corpus: its name, marked if it is synthetic, or their names.
       fold: "test" or "validation", the fold that was scored; the first variant scores so many `recordings` of it.
       normalised: by what, in words.
+      reads_functionals: whether the heads of trained arms read functionals beside the encoder.
       category: whether categories were predicted, not intensities.
       metrics: all by name; `headline` names those that come first.
 
@@ -58,6 +59,7 @@ class Comparison:
         self.corpus = " + ".join(marked)
         self.fold = {"valid": "validation"}.get(first["fold"], first["fold"])
         self.normalised = _normalised(self.file, table["config"], self.fold)
+        self.reads_functionals = "functionals" in _reads(table["config"])
         self.judge = (
             "the validation fold" if first["selection"]["fold"] == "valid" else "a quarter of the labels, of recordings of their own"
         )
@@ -129,6 +131,16 @@ class Comparison:
         if budget == 0:
             return f"all ({self.labels(0):.0f})"
         return f"{budget:.2g} ({self.labels(budget):.0f})" if budget < 1 else f"{budget:g}"
+
+    def evaluations(self, variant: str, arm: str, budget: float) -> list[np.ndarray]:
+        """Of every training behind the answers, all rotations and seeds together, its validated steps and their values (n, 2)."""
+        rows = [row for row in self.rows if (row["variant"], row["arm"], row["budget"]) == (variant, arm, budget)]
+        return [np.array(own, float) for row in rows for own in row["selection"].get("evaluations", ()) if own]
+
+    def validated(self, variant: str) -> list[str]:
+        """Arms whose trainings have left their evaluations."""
+        trained = [arm for arm in self.arms(variant) if ARMS[arm].mechanism == "tuned"]
+        return [arm for arm in trained if any(self.evaluations(variant, arm, budget) for budget in self.budgets(variant, arm))]
 
     def estimate(self, variant: str, arm: str, budget: float, metric: str) -> Estimate:
         return self.runs(variant, arm, budget, metric).estimate()
@@ -223,6 +235,14 @@ def _normalised(file: Path, config: dict, fold: str) -> str:
         return normalisation.words(by, fold, prior, float(objective.get("standards_prior", prior)))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} has no number as config.data.norm_prior: run the experiment anew.") from error
+
+
+def _reads(config: dict) -> str:
+    """What the heads of trained arms read."""
+    try:
+        return str(config["finetune"]["objective"]["reads"])
+    except (KeyError, TypeError):
+        return "encoder"
 
 
 def _fits_scores(array: np.ndarray, kind: str, scored: Scored) -> bool:

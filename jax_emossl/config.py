@@ -45,6 +45,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "data.bucket_growth": (1.01, 100),
     "masked_timesteps.ratio": (0.001, 0.999),
     "masked_timesteps.statistics_weight": (0, 1e6),
+    "emotion.reads": ("encoder", "encoder+functionals"),
     "emotion.head": ("auto", "intensity", "category"),
     "masked_timesteps.loss": ("l1", "l2", "huber"),
     "emotion.loss": ("ordinal", "l1", "l2", "huber"),

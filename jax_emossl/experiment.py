@@ -13,12 +13,12 @@ from jax_emossl import checkpoint, encoders, objectives, standards
 from jax_emossl.card import Card
 from jax_emossl.config import stretched
 from jax_emossl.data import corpora, label_budget
-from jax_emossl.data.batches import Segments
+from jax_emossl.data.batches import Segments, example
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import UNLABELLED, Corpus
 from jax_emossl.errors import UserError, notice
 from jax_emossl.loop import Member, run_keys
-from jax_emossl.objectives import Objective, Params
+from jax_emossl.objectives import Batch, Objective, Params
 from jax_emossl.optimizer import Rates
 
 _FREE = ("dtype", "remat")  # how a model is computed, not what it is: a fine-tuning may do it otherwise
@@ -72,7 +72,7 @@ class Experiment:
     def segments(self, *folds: str) -> Segments:
         """Those of some folds; a corpus may lack one. What serves as enrolment is left out of those that are held out."""
         sources = [(corpus, [fold for fold in folds if fold in corpus.folds], frontend) for corpus, frontend in self.sources]
-        own = [Segments(*source) for source in sources]
+        own = [Segments(*source, self.objective.reads_functionals) for source in sources]
         if "train" not in folds:
             own = [part.take(np.flatnonzero(~part.enrolled)) if part.enrolled.any() else part for part in own]
         return Segments.joined(own)
@@ -108,7 +108,7 @@ class Experiment:
 
     def params(self) -> Params:
         """Initial parameters (NumPy), with the encoder it starts from."""
-        params = jax.device_get(_init(self.objective, run_keys(self.config.seed)[0], self.frontend.dimension))
+        params = jax.device_get(_init(self.objective, run_keys(self.config.seed)[0], example(self.frontend)))
         return params if self.encoder is None else {**params, "encoder": self.encoder}
 
     def member(self, train: Segments, valid: Segments, background: Segments) -> Member:
@@ -119,10 +119,9 @@ class Experiment:
         return Member(self.config.seed, train, valid, reference, self.params(), Rates.make(settings), crop)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "dimension"))
-def _init(objective: Objective, key: jax.Array, dimension: int) -> Params:
-    example = {"features": np.zeros((1, 2, dimension), np.float32), "num_steps": np.full(1, 2, np.int32)}
-    return objective.init(key, example)
+@functools.partial(jax.jit, static_argnames="objective")
+def _init(objective: Objective, key: jax.Array, batch: Batch) -> Params:
+    return objective.init(key, batch)
 
 
 def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None) -> Experiment:

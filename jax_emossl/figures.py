@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
@@ -58,6 +60,32 @@ def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
     axes.set_title(f"{c.corpus}, {c.fold} fold{rotations}, {len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}", fontsize=10)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False, fontsize=8)  # below: it hides nothing
     axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def validation(c: Comparison, variant: str, arms: Sequence[str]) -> Figure:
+    """Validation score against the step, mean over the trainings behind the answers: one panel per arm, one line per label count."""
+    figure, panels = plt.subplots(1, len(arms), figsize=(1 + 3.2 * len(arms), 3.4), sharey=True, layout="constrained", squeeze=False)
+    metric = next(row["selection"]["metric"] for row in c.rows if row["arm"] == arms[0])
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    for axes, arm in zip(panels[0], arms, strict=True):
+        made = {budget: own for budget in c.budgets(variant, arm) if (own := c.evaluations(variant, arm, budget))}
+        for (budget, trainings), shade in zip(made.items(), np.linspace(0, 0.85, len(made)), strict=True):
+            turns = [[own[turn] for own in trainings if len(own) > turn] for turn in range(max(map(len, trainings)))]
+            line = [np.mean(own, 0) for own in turns if 2 * len(own) >= len(trainings)]  # rotations differ a little in their steps
+            chosen = np.bincount([np.argmax(sign * own[:, 1]) for own in trainings], minlength=len(turns))[: len(line)]
+            color = matplotlib.colormaps["viridis"](shade)
+            axes.plot(*np.transpose(line), color=color, linewidth=1.2, label=f"{c.budget_name(budget)} labels")
+            axes.scatter(*np.transpose(line), s=90 * chosen / len(trainings), color=color)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.set_title(arm, fontsize=10)
+        axes.set_xlabel("training step", fontsize=9)
+        axes.legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel(f"validation {FULL_NAMES.get(metric, metric)}", fontsize=9)
     return figure
 
 

@@ -31,7 +31,7 @@ from jax_emossl.predictor import predict_rows, predict_stacked
 from jax_emossl.resident import Resident, with_features
 
 _LOADERS = {"memory": in_memory, "tf.data": tf_data}
-_NO_PROGRESS = {"best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": ""}
+_NO_PROGRESS = {"best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": "", "evaluations": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Member:
 class Fitted:
     """A member's variables (NumPy) at its best step by validation, with the value of the selection metric there.
 
-    All are None where it diverged before its first evaluation; `diverged` says how it did, if it did.
+    All are None where it diverged before its first evaluation; `diverged` says how it did, if it did. `evaluations` are the steps that
+    were validated, with the value of each.
     """
 
     variables: Variables | None
@@ -69,6 +70,7 @@ class Fitted:
     value: float | None
     calibration: Any
     diverged: str
+    evaluations: Sequence[tuple[int, float]] = ()
 
 
 def run_keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -132,7 +134,7 @@ def fit(
     if log:
         log.close()
     best = jax.device_get(now.best)
-    fields = ("best_step", "best_value", "calibration", "diverged")
+    fields = ("best_step", "best_value", "calibration", "diverged", "evaluations")
     own = [[progress[field] for field in fields] for progress in now.progress["members"][:real]]
     return [Fitted(None if step is None else meshes.member(best, i), step, *rest) for i, (step, *rest) in enumerate(own)]
 
@@ -327,7 +329,8 @@ def _over(progress: dict, settings: ml_collections.ConfigDict) -> bool:
 
 
 def _judge(progress: dict, metric: str, value: float, calibration: Any, step: int) -> dict:
-    """Progress after an evaluation: the best step so far, and for how many evaluations it has stood."""
+    """Progress after an evaluation: all there were, the best step so far, and for how many evaluations it has stood."""
+    progress = {**progress, "evaluations": [*progress["evaluations"], [step, value]]}
     if metrics.better(metric, value, progress["best_value"]):
         return {**progress, "best_step": step, "best_value": value, "calibration": calibration, "stale": 0}
     return {**progress, "stale": progress["stale"] + 1}

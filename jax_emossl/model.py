@@ -27,7 +27,7 @@ from jax_emossl import __version__, checkpoint, encoders, objectives, workdir
 from jax_emossl.card import FILE, NOT_A_CARD, Card
 from jax_emossl.data import align
 from jax_emossl.data.arrays import checked
-from jax_emossl.data.batches import Segments
+from jax_emossl.data.batches import Segments, example
 from jax_emossl.data.indices import padded_length
 from jax_emossl.data.prepared import Corpus, Fold
 from jax_emossl.data.statistics import Statistics, mark, voiced_frames
@@ -104,13 +104,12 @@ class Model:
     def checked(self, source: Path) -> Self:
         """Itself; UserError where its parts do not belong together."""
         try:
-            inputs = np.zeros((1, 2, self.card.frontend.dimension), np.float32), np.full(1, 2, np.int32)
+            batch = example(self.card.frontend)
             if self.card.head:
-                example = dict(zip(("features", "num_steps"), inputs, strict=True))
-                wanted = jax.eval_shape(lambda: self.trained.init(jax.random.key(0), example))
+                wanted = jax.eval_shape(lambda: self.trained.init(jax.random.key(0), batch))
                 own = self.variables["params"]
             else:
-                wanted = jax.eval_shape(lambda: self._encoder.init(jax.random.key(0), *inputs))["params"]
+                wanted = jax.eval_shape(lambda: self._encoder.init(jax.random.key(0), batch["features"], batch["num_steps"]))["params"]
                 own = self.variables["params"]["encoder"]
         except (*NOT_A_CARD, ImportError) as error:
             raise UserError(
@@ -232,7 +231,7 @@ class Model:
             {_FOLD: fold},
             {},
         )
-        return Segments(corpus, [_FOLD], frontend)
+        return Segments(corpus, [_FOLD], frontend, bool(self.card.head) and self.trained.reads_functionals)
 
 
 def load_model(path: str | Path) -> Model:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_emossl.data import functionals
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.layers import valid_steps
 from jax_emossl.model import Model
@@ -30,8 +31,7 @@ def program(model: Model) -> Callable[[Float[Array, "b n f"], Int[Array, "b"]], 
     """The model as a pure function of JAX arrays."""
 
     def answer(frames: Float[Array, "b n f"], num_frames: Int[Array, "b"]) -> dict[str, Array]:
-        features, num_steps = _model_steps(model.card.frontend, frames, num_frames)
-        outputs = model.trained.predict(model.variables, {"features": features, "num_steps": num_steps})
+        outputs = model.trained.predict(model.variables, _batch(model.card.frontend, frames, num_frames, model.trained.reads_functionals))
 
         def finished(own: dict[str, Array]) -> Float[Array, "1 c"]:
             return model.trained.finish(model.variables, own, jnp.zeros((1, 3), jnp.int32))["scores"]  # which rests on no other
@@ -42,10 +42,8 @@ def program(model: Model) -> Callable[[Float[Array, "b n f"], Int[Array, "b"]], 
     return answer
 
 
-def _model_steps(
-    frontend: Frontend, frames: Float[Array, "b n f"], num_frames: Int[Array, "b"]
-) -> tuple[Float[Array, "b t d"], Int[Array, "b"]]:
-    """What `Frontend` and `Statistics` make of recordings: model steps, and their number."""
+def _batch(frontend: Frontend, frames: Float[Array, "b n f"], num_frames: Int[Array, "b"], with_functionals: bool) -> dict[str, Array]:
+    """What `Segments` make of recordings, all of a batch that a prediction needs."""
     there = valid_steps(num_frames, frames.shape[1])[..., None]
     finite = there & jnp.isfinite(frames)
     mean, variance = _moments(frames, finite & _voiced(frontend, frames))
@@ -62,7 +60,9 @@ def _model_steps(
     in_pools = jnp.where(finite, normal, 0).reshape(frames.shape[0], -1, frontend.pool, frames.shape[-1]).sum(2)
     sizes = there.astype(jnp.float32).reshape(frames.shape[0], -1, frontend.pool, 1).sum(2)
     pooled = in_pools / jnp.maximum(sizes, 1)
-    return pooled.reshape(frames.shape[0], -1, frontend.dimension), -(-num_frames // frontend.frames_per_step)
+    features = pooled.reshape(frames.shape[0], -1, frontend.dimension)
+    own = {"functionals": functionals.of_segments(jnp.where(finite, normal, 0), num_frames)} if with_functionals else {}
+    return {"features": features, "num_steps": -(-num_frames // frontend.frames_per_step), **own}
 
 
 def _moments(values: Float[Array, "b n f"], counted: Bool[Array, "b n f"]) -> tuple[Float[Array, "b f"], Float[Array, "b f"]]:

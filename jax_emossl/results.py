@@ -124,8 +124,9 @@ def _is_row(row: dict) -> bool:
         if mechanism != "constant":
             words += [row["predictions"], *row["classes"]]
         if mechanism == "tuned":
-            words.append(row["selection"]["strategy"])
+            words += [row["selection"]["strategy"], row["selection"]["metric"]]
             numbers.append(row["selection"].get("learning_rate", 0))
+            numbers += [number for own in row["selection"].get("evaluations", ()) for step, value in own for number in (step, value)]
     return (
         all(map(_is_number, numbers))
         and all(isinstance(word, str) for word in words)

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from jax_emossl import standards
 from jax_emossl.config import part, stretched
-from jax_emossl.data import functionals, label_budget
+from jax_emossl.data import label_budget
 from jax_emossl.data.batches import Segments
 from jax_emossl.experiment import Experiment
 from jax_emossl.objectives import Params
@@ -39,6 +39,7 @@ class Answer(NamedTuple):
       step: at which its encoder was taken; None for one that is not trained.
       value: of the selection metric on the validation fold, where `calibration` was chosen.
       details: what else validation chose, for the row's `selection`.
+      evaluations: of each of the trainings behind it, the steps that were validated, with the value of each.
     """
 
     scores: Float[np.ndarray, "s c"]
@@ -47,6 +48,7 @@ class Answer(NamedTuple):
     value: float
     calibration: Any
     details: dict
+    evaluations: Sequence[Sequence[tuple[int, float]]] = ()
 
 
 def num_labels(budget: float, available: int) -> int:
@@ -144,8 +146,7 @@ class Study:
                 return self.known[key]
             experiment, whole = self.experiment, {fold: own.with_enrolment() for fold, own in self.segments.items()}
             if source == "functionals":
-                corpus, frontend = experiment.corpus, experiment.frontend
-                made = {fold: functionals.of_fold(corpus, fold, frontend)[own.positions] for fold, own in whole.items()}
+                made = {fold: own.functionals for fold, own in whole.items()}
             else:
                 made = {fold: self.represented(source, seed, fold) for fold in whole}
                 del self.encoded[key]  # standardised, they are all that is read from now on

@@ -77,16 +77,17 @@ def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Tr
     """Per cell, what its trainings say, averaged where validation cannot tell them apart, and where asked for the linear read-out too."""
     objective, sizes = study.experiment.objective, study.experiment.sizes
     judges = [study.split(cell)[1] for cell in cells]
+    beside = ("functionals",) if objective.reads_functionals else ()
     asked = [(own.variables, valid) for valid, grid in zip(judges, trained, strict=True) for _, own in grid if own.variables]
     variables, said = [own for own, _ in asked], {}
     for name, parts in (("valid", [valid for _, valid in asked]), ("reported", [study.reported] * len(asked))):
         said[name] = iter(predict(objective, variables, parts, *sizes, resident=study.resident) if asked else ())
     for cell, valid, grid in zip(cells, judges, trained, strict=True):
-        made = [linear.answer(study, cell, ARMS[cell.arm].reads)] if "linear" in study.config.compare.strategies else []
+        made = [linear.answer(study, cell, (*ARMS[cell.arm].reads, *beside))] if "linear" in study.config.compare.strategies else []
         for training, own in ((training, own) for training, own in grid if own.variables):
             details = {"strategy": training.config.train.strategy, "learning_rate": training.config.train.learning_rate}
             scores, on_valid = next(said["reported"])["scores"], next(said["valid"])["scores"]
-            made.append(Answer(scores, on_valid, own.step, own.value, own.calibration, details))
+            made.append(Answer(scores, on_valid, own.step, own.value, own.calibration, details, [own.evaluations]))
         if not made:
             labels = f"{cell.budget:g}" if cell.budget else "all"
             raise UserError(f"Every training of {cell.arm} with {labels} labels diverged: lower compare.learning_rates.")

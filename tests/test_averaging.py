@@ -37,7 +37,7 @@ def answer(skill, name, seed=1, moved=0.0):
     scores = rng.normal(size=(120, 3)) + skill * np.eye(3)[TARGET]
     scores += moved * rng.normal(size=scores.shape)
     report, _ = Objective().evaluate({"scores": scores}, TARGET, None)
-    return Answer(scores + 1, scores, 7, report["accuracy"], None, {"strategy": name})
+    return Answer(scores + 1, scores, 7, report["accuracy"], None, {"strategy": name}, [[(7, skill)]])
 
 
 GOOD, LIKE_IT, BAD = answer(2.0, "good"), answer(2.0, "like it", moved=0.1), answer(0.0, "bad", 3)
@@ -51,6 +51,7 @@ def test_what_validation_cannot_tell_from_the_best_is_averaged_with_it():
     assert made.details == {"strategy": best.details["strategy"], "averaged": 2} and made.calibration == 120
     report, _ = Objective().evaluate({"scores": made.valid}, TARGET, None)
     assert made.value == report["accuracy"]
+    assert made.evaluations == [[(7, 2.0)], [(7, 2.0)]]  # not those of the bad one
 
 
 def test_one_recording_tells_nothing_of_others():

@@ -23,11 +23,12 @@ SEVERAL = np.array([[0, 1, 2], [0, 0, 0], [3, 0, 0], [0.5, 0, 0], [0, 0, 1]], np
 SINGLE = np.array([[0, 3, 0], [0, 0, 0], [3, 0, 0], [0, 0, 0], [0, 3, 0]], np.float32)  # no anger
 FOLD = np.array([[0, 0, 2], [2, 2, 4], [1, 0, 2], [3, 2, 4], [4, 4, 5]], np.int32)  # two recordings of two segments, and one of one
 PRIOR = 0.5
+FUNCTIONALS = np.random.default_rng(1).normal(5, 3, (5, 7)).astype(np.float32)
 
 
 def make(labels, encoder=ENCODER, **fields):
     config = ml_collections.ConfigDict(
-        {"head": "auto", "loss": "ordinal", "dropout": 0.3, "standards_prior": PRIOR, "selection": ""} | fields
+        {"head": "auto", "loss": "ordinal", "reads": "encoder", "dropout": 0.3, "standards_prior": PRIOR, "selection": ""} | fields
     )
     fold = types.SimpleNamespace(labels=labels)
     corpus = types.SimpleNamespace(name="talk", emotions=EMOTIONS, fold={"train": fold}.__getitem__)
@@ -39,7 +40,7 @@ def batch(labels=SEVERAL):
     features = np.where((np.arange(10) < NUM_STEPS[:, None])[..., None], features, 0)
     return {
         "features": features, "num_steps": NUM_STEPS, "labels": labels, "weight": np.ones(5, np.float32),
-        "basis": FOLD,
+        "basis": FOLD, "functionals": FUNCTIONALS,
     }  # fmt: skip
 
 
@@ -145,6 +146,24 @@ def test_a_rows_loss_is_standardised_by_its_own_recording():
     moved = loss(objective, variables, batch() | {"basis": alone})
     assert moved == pytest.approx((expected, 5), rel=1e-4)
     assert moved[0] != pytest.approx(loss(objective, variables, batch())[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("labels", [SEVERAL, SINGLE], ids=["intensity", "category"])
+def test_functionals_stand_beside_the_encoder_standardised_as_it_is(labels):
+    objective = dataclasses.replace(make(labels, reads="encoder+functionals"), dropout=0.0)
+    assert objective.reads_functionals and not make(labels).reads_functionals
+    variables = learned(objective)
+    alone = pool(make(labels), variables, batch())["pooled"]
+    vectors = np.asarray(pool(objective, variables, batch())["pooled"])
+    np.testing.assert_array_equal(vectors, np.concatenate([alone, FUNCTIONALS], 1))
+    constants = variables["constants"]["recordings"]
+    location, scale = (constants[name][FOLD.place] for name in ("location", "scale"))
+    standardised, readout = (vectors - location) / scale, variables["params"]["head"]["readout"]
+    assert np.abs(standardised).max() < 5  # both parts enter at the same size
+    expected = standardised @ readout["kernel"] + readout["bias"]
+    np.testing.assert_allclose(scores(objective, variables, batch()), expected, rtol=1e-4, atol=1e-4)
+    rows = float(sum(objective._row_loss(expected, labels)))
+    assert loss(objective, variables, batch(labels)) == pytest.approx((rows, 5), rel=1e-4)
 
 
 def test_the_head_is_linear_and_starts_at_zero():

@@ -46,6 +46,7 @@ def batch():
     rng = np.random.default_rng(0)
     return {
         "features": rng.normal(size=(4, 12, 6)).astype(np.float32), "num_steps": np.array([12, 5, 1, 8], np.int32),
+        "num_frames": np.array([12, 5, 1, 8], np.int32),
         "labels": rng.integers(0, 4, (4, 2)).astype(np.float32), "weight": np.ones(4, np.float32),
         "segment": np.arange(4, dtype=np.int32), "basis": np.array([[i, 0, 4] for i in range(4)], np.int32),
     }  # fmt: skip

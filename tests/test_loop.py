@@ -196,6 +196,7 @@ def test_the_step_with_the_best_validation_value_is_chosen(from_scratch):
     assert list(values) == [2, 4, 6]
     assert (fitted.step, fitted.value) == max(values.items(), key=lambda item: item[1])
     assert not fitted.diverged and len(fitted.calibration["threshold"]) == 6
+    assert dict(fitted.evaluations) == values
     same(fitted.variables, snapshots[fitted.step])
 
 
@@ -457,6 +458,7 @@ def test_a_stopped_sweep_goes_on_bit_identically(step, sweep, fitted, tmp_path, 
         assert checkpoints.newest() == step
         for again, once in zip(sweep.fit(checkpoints=checkpoints), fitted, strict=True):
             assert_equal_runs(again, once)
+            assert [own for own, _ in once.evaluations] == [2, 4, 6] and list(again.evaluations) == list(once.evaluations)
 
 
 def test_early_stopping_is_each_members_own(sweep):

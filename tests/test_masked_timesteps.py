@@ -72,7 +72,7 @@ def batch(seed=0):
     labels = np.zeros((4, 2), np.float32)
     features = np.where(VALID[..., None], features, 0)
     return {
-        "features": features, "num_steps": NUM_STEPS, "labels": labels,
+        "features": features, "num_steps": NUM_STEPS, "num_frames": NUM_STEPS, "labels": labels,
         "weight": np.ones(4, np.float32), "segment": np.array([3, 8, 1, 40], np.int32),
     }  # fmt: skip
 
@@ -174,7 +174,8 @@ def test_padding_and_the_other_rows_never_change_a_segments_outputs(params):
 
 def test_statistics_of_a_crop_are_those_of_its_valid_steps():
     lags = (1, 4, 50)
-    rows = masked_timesteps.crop_statistics(jnp.where(VALID[..., None], batch()["features"], 9.0), NUM_STEPS, lags)
+    counts = masked_timesteps.steps_per_dimension(NUM_STEPS, 1, 6)
+    rows = masked_timesteps.crop_statistics(jnp.where(VALID[..., None], batch()["features"], 9.0), counts, lags)
     for row, features, n in zip(np.asarray(rows), batch()["features"], NUM_STEPS, strict=True):
         own = np.sort(features[:n], 0)
         changes = np.abs(np.diff(features[:n], axis=0)).mean(0) if n > 1 else np.zeros(6)
@@ -191,7 +192,8 @@ def test_statistics_are_told_of_whole_crops_and_add_their_share():
     own = {**own, "statistics": jax.tree.map(jnp.zeros_like, own["statistics"])}  # tells 0
     reconstruction, count, _ = loss(own, batch())
     total = loss(own, batch(), objective)[0]
-    per_row = np.abs(masked_timesteps.crop_statistics(batch()["features"], NUM_STEPS, (2,))).mean(1)
+    counts = masked_timesteps.steps_per_dimension(NUM_STEPS, 1, 6)
+    per_row = np.abs(masked_timesteps.crop_statistics(batch()["features"], counts, (2,))).mean(1)
     assert total - reconstruction == pytest.approx(0.5 * (masked_in_loss().sum(1) * per_row).sum(), rel=1e-4)
     # Reconstruction is learned first; from 30 % of the training on the share grows to its full size at the end.
     early, later = (float(jax.jit(objective.loss)(variables(own), batch(), KEY, progress)[0]) for progress in (0.3, 0.65))
@@ -201,6 +203,46 @@ def test_statistics_are_told_of_whole_crops_and_add_their_share():
     noise = np.random.default_rng(1).normal(size=(4, 20, 6)).astype(np.float32)
     noisy = batch() | {"features": np.where(VALID[..., None], batch()["features"], noise)}
     assert loss(own, noisy, objective)[0] == pytest.approx(total, rel=1e-5)
+
+
+STACKED = dataclasses.replace(OBJECTIVE, stack=3)  # of two features
+NUM_FRAMES = np.array([60, 25, 2, 41], np.int32)  # the last steps have 3, 1, 2 and 2 frames
+THERE = np.arange(60).reshape(20, 3) < NUM_FRAMES[:, None, None]
+THERE = np.repeat(THERE, 2, 2)  # (B, T, D)
+
+
+def filled(value=0.0):
+    return batch() | {"features": np.where(THERE | ~VALID[..., None], batch()["features"], value), "num_frames": NUM_FRAMES}
+
+
+def test_what_fills_up_the_last_stack_is_not_reconstructed(blind):
+    np.testing.assert_array_equal(masked_timesteps.steps_per_dimension(NUM_FRAMES, 3, 6), THERE.sum(1))
+    counted = masked_in_loss()[..., None] & THERE
+    assert counted.sum() < 6 * masked_in_loss().sum()  # some of it is masked
+    total, count, of_constant = loss(blind, filled(), STACKED)
+    assert count == pytest.approx(counted.sum() / 6)
+    assert total == pytest.approx(np.abs(batch()["features"] - np.arange(6.0))[counted].sum() / 6, rel=1e-5)
+    assert of_constant == pytest.approx(np.abs(batch()["features"])[counted].sum() / 6, rel=1e-5)
+    assert loss(blind, filled(50.0), STACKED) == pytest.approx((total, count, of_constant), rel=1e-6)
+    assert loss(blind, filled(50.0) | {"num_frames": 3 * NUM_STEPS}, STACKED)[0] > 2 * total  # else it would be
+
+
+def test_what_fills_up_the_last_stack_does_not_count_in_statistics():
+    counts = masked_timesteps.steps_per_dimension(NUM_FRAMES, 3, 6)
+    rows = masked_timesteps.crop_statistics(filled(50.0)["features"], counts, (1,)).reshape(4, -1, 6)
+    for row, features, there in zip(np.asarray(rows), batch()["features"], THERE, strict=True):
+        for d, n in enumerate(there.sum(0)):
+            own = features[:n, d]
+            expected = [own.mean(), np.sqrt(own.var() + 1e-5)] if n else [0, np.sqrt(1e-5)]
+            np.testing.assert_allclose(row[:2, d], expected, rtol=1e-4, atol=1e-5)
+            assert row[5, d] == pytest.approx(np.sort(own)[int(0.95 * (n - 1))] if n else 0)
+    # The third row has no value in its last two dimensions: there is nothing to be told of them.
+    objective = dataclasses.replace(STACKED, statistics_weight=1.0)
+    params = jax.tree.map(jnp.zeros_like, jax.jit(objective.init)(jax.random.key(0), batch()))
+    third = {name: array[2:3] for name, array in filled().items()}
+    moved = {**params, "statistics": {**params["statistics"], "bias": jnp.tile(jnp.array([0, 0, 0, 0, 9.0, 9.0]), 6)}}
+    expected, made = loss(params, third, objective), loss(moved, third, objective)
+    assert np.isfinite(expected[0]) and made == pytest.approx(expected)
 
 
 def test_metrics_are_global_means_beside_the_constants():
@@ -236,4 +278,4 @@ def test_spans_are_given_in_seconds(span, expected):
     frontend = Frontend(("a", "b", "c"), None, 180.0, 5.0, pool=2, stack=2, frame_seconds=0.01)
     config = ml_collections.ConfigDict({"ratio": 0.6, "span": span, "loss": "l2", "statistics_weight": 3.0})
     made = masked_timesteps.make(config, OBJECTIVE.encoder, frontend, types.SimpleNamespace())
-    assert made == MaskedTimesteps(OBJECTIVE.encoder, 6, 0.6, expected, "l2", 3.0, (2, 4, 8, 16))
+    assert made == MaskedTimesteps(OBJECTIVE.encoder, 6, 0.6, expected, "l2", 3.0, (2, 4, 8, 16), 2)

@@ -11,9 +11,10 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file
 
-from jax_emossl import load_model, objectives, portable, results, share
-from jax_emossl.data import csd
+from jax_emossl import evaluation, load_model, objectives, portable, results, share, workdir
+from jax_emossl.data import csd, functionals
 from jax_emossl.errors import UserError
+from jax_emossl.experiment import build
 from jax_emossl.model import Model, Recording
 
 
@@ -37,9 +38,6 @@ def shared(finetuning, tmp_path_factory):
 
 
 def test_it_says_of_a_recording_what_the_run_said(model, finetuning, tiny_config, frames):
-    from jax_emossl import evaluation
-    from jax_emossl.experiment import build
-
     experiment = build(tiny_config("scratch"))
     segments = experiment.segments("test")
     expected = evaluation.outputs(experiment, model.variables, segments)["scores"]
@@ -47,6 +45,24 @@ def test_it_says_of_a_recording_what_the_run_said(model, finetuning, tiny_config
     mine = [i for i, r in enumerate(fold.recordings) if r == "demo_test_001"]
     made = model.predict([Recording("demo_test_001", frames[0], fold.intervals[mine], frames[1])])
     np.testing.assert_allclose(made["scores"], expected[mine], atol=2e-5)
+
+
+def test_what_reads_functionals_says_the_same_as_run_folder_and_program(tiny_config, trained, frames, tmp_path):
+    run, _ = trained(tiny_config("scratch", {"objective.reads": "encoder+functionals", "train.steps": 2}))
+    share.run([str(run), "--out", str(tmp_path / "hub")])  # refuses a program that differs
+    model, again = load_model(run), load_model(tmp_path / "hub")
+    experiment = build(workdir.read_config(run))
+    fold, segments = experiment.corpus.fold("test"), experiment.segments("test")
+    mine = [i for i, r in enumerate(fold.recordings) if r == "demo_test_001"]
+    asked = [Recording("demo_test_001", frames[0], fold.intervals[mine], frames[1])]
+    expected = evaluation.outputs(experiment, model.variables, segments)["scores"][mine]
+    assert np.ptp(expected, 0).min() > 0
+    np.testing.assert_allclose(model.predict(asked)["scores"], expected, atol=1e-4)
+    np.testing.assert_array_equal(again.predict(asked)["scores"], model.predict(asked)["scores"])
+    width, layers = model.card.model["width"], model.card.model["layers"]
+    pooled, functional = 2 * width * (layers + 1), functionals.number(len(model.card.frontend.names))
+    assert model.variables["params"]["head"]["readout"]["kernel"].shape == (pooled + functional, len(model.classes))
+    assert model.encode(frames[0][:300])["pooled"].shape == (pooled,)  # of the encoder alone
 
 
 def test_what_stands_beside_a_recording_never_matters(model, frames):

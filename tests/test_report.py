@@ -38,7 +38,7 @@ def test_every_table_is_there_in_three_forms_and_every_figure_in_two(folder, wri
             assert len(re.findall(r"(?<!\\)&", line)) == len(rows[0]) - 1
         for row in rows:
             assert re.search(r"\| " + r" +\| +".join(map(re.escape, row)) + r" +\|", page)
-    for name in ("learning_curve_uar", "gains_per_emotion", "confusion_60", "confusion_all"):
+    for name in ("learning_curve_uar", "validation", "gains_per_emotion", "confusion_60", "confusion_all"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG") and f"(figures/{name}.png)" in page
         assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
@@ -52,7 +52,7 @@ def test_the_report_names_corpus_seeds_command_and_version_and_marks_synthetic_d
 def test_the_page_holds_its_tables_and_figures_within_itself(folder, written):
     page = (folder / "report.html").read_text()
     assert "http" not in page and 'src="figures' not in page
-    assert page.count("data:image/png;base64,iVBOR") == len(list((folder / "figures").glob("*.png"))) == 6
+    assert page.count("data:image/png;base64,iVBOR") == len(list((folder / "figures").glob("*.png"))) == 7
     assert page.count("<table>") == len(list((folder / "tables").glob("*.csv"))) == 6
 
 
@@ -77,7 +77,7 @@ def test_the_report_is_made_from_its_folder_alone_and_remade_the_same(folder, wr
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures take most of the time."""
-    for name in ("learning_curve", "gains_per_emotion", "confusions", "reconstructions", "embedding_map", "save"):
+    for name in ("learning_curve", "validation", "gains_per_emotion", "confusions", "reconstructions", "embedding_map", "save"):
         monkeypatch.setattr(report.figures, name, lambda *_: b"")
 
 
@@ -126,7 +126,19 @@ def test_a_report_of_the_validation_fold_says_so(changed, undrawn):
     text = " ".join((out / "report.md").read_text().split())
     assert "6 validation recordings" in text and "optimistic and only to be compared with one another" in text
     assert "normalised by the training fold alone" in text and "test recording" not in text and "transductive" not in text
-    assert "demo (SYNTHETIC), validation fold" in text
+    assert "demo (SYNTHETIC), validation fold" in text and "read functionals of the whole segment" not in text
+
+
+def test_trainings_that_left_no_evaluations_have_no_curves(changed, undrawn):
+    out = changed(lambda table: [row["selection"].pop("evaluations") for row in table["runs"] if row["selection"]])
+    report.write(out)
+    assert "Validation score against the training step" not in (out / "report.md").read_text()
+
+
+def test_it_says_what_the_trained_arms_read(changed, undrawn):
+    out = changed(lambda table: table["config"].update(finetune={"objective": {"reads": "encoder+functionals"}}))
+    report.write(out)
+    assert "trained arms, pretrained or not, read functionals of the whole segment beside their encoder" in (out / "report.md").read_text()
 
 
 def test_odd_names_survive_in_every_form(changed, undrawn):

@@ -1,13 +1,15 @@
 """Segments of a corpus as model-ready batches, gathered by a selection of rows."""
 
 import copy
+import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jax_emossl.data import normalisation
+from jax_emossl.data import functionals, normalisation
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.indices import Sampler, Selection
 from jax_emossl.data.prepared import UNLABELLED, Corpus
@@ -28,11 +30,12 @@ class Segments:
       basis: (S, 3) on which segments what the head reads of each is standardised, see `normalisation.basis`.
       whole: the segments of which these were taken, or themselves.
       positions: (S,) their places there.
+      with_functionals: whether batches hold the segments' functionals.
     """
 
-    def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend):
+    def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend, with_functionals: bool = False):
         parts = [corpus.fold(name) for name in folds]
-        self._frontend = frontend
+        self._frontend, self.with_functionals = frontend, with_functionals
         self._frames = [np.asarray(part.frames) for part in parts]
         self._part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self._first = np.concatenate([part.offsets[:-1] for part in parts])
@@ -82,6 +85,7 @@ class Segments:
             setattr(joined, name, np.concatenate([getattr(part, name) for part in parts]))
         joined.labels, joined.enrolled = np.zeros((len(joined), 0), np.float32), np.zeros(len(joined), bool)
         joined.basis = np.zeros((len(joined), 3), np.int32)
+        joined.__dict__.pop("functionals_of_whole", None)  # those of the first part alone
         joined.whole, joined.positions = joined, np.arange(len(joined))
         return joined
 
@@ -118,6 +122,20 @@ class Segments:
         first = self._first[segment]
         return self._frames[self._part[segment]][first : first + self._count[segment]]
 
+    @property
+    def functionals(self) -> Float[np.ndarray, "s q"]:
+        """Of every whole segment's frames as the frontend normalises them, neither pooled nor stacked."""
+        return self.whole.functionals_of_whole[self.positions]
+
+    @functools.cached_property
+    def functionals_of_whole(self) -> Float[np.ndarray, "s q"]:
+        frontend = dataclasses.replace(self._frontend, pool=1, stack=1)
+        made = np.empty((len(self), functionals.number(len(frontend.names))), np.float32)
+        for i, (place, count) in enumerate(zip(self._scaled_by, self._count, strict=True)):
+            frames = frontend(self._raw(i), self._location[place], self._scale[place])
+            made[i] = functionals.of_segments(frames[None], np.array([count]))[0]
+        return made
+
     def gather(self, selection: Selection) -> Batch:
         """The batch of a selection: features (B, T, D) and all that `gather_all_but_features` gives."""
         return {"features": self._features(selection), **self.gather_all_but_features(selection)}
@@ -133,15 +151,26 @@ class Segments:
         return self._frontend(frames, self._location[scaled_by], self._scale[scaled_by], counts)
 
     def gather_all_but_features(self, selection: Selection) -> Batch:
-        """num_steps (B,), labels (B, E), weight (B,), which segment a row is (B,), and its basis (B, 3)."""
-        segments = selection.segments
+        """All per row: numbers of steps, and of the pooled frames in them; labels, weight, segment, basis; functionals if asked for."""
+        segments, frontend = selection.segments, self._frontend
+        frames = self._count[segments] - selection.starts * frontend.frames_per_step
+        own = {"functionals": self.whole.functionals_of_whole[self.positions[segments]]} if self.with_functionals else {}
         return {
             "num_steps": np.minimum(self.lengths[segments] - selection.starts, selection.length).astype(np.int32),
+            "num_frames": np.minimum(-(-frames // frontend.pool), selection.length * frontend.stack).astype(np.int32),
             "labels": self.labels[segments],
             "weight": selection.weight,
             "segment": segments.astype(np.int32),
             "basis": self.basis[segments],
+            **own,
         }
+
+
+def example(frontend: Frontend) -> Batch:
+    """All of a batch that parameters can depend on: one row of two steps."""
+    features = np.zeros((1, 2, frontend.dimension), np.float32)
+    own = np.zeros((1, functionals.number(len(frontend.names))), np.float32)
+    return {"features": features, "num_steps": np.full(1, 2, np.int32), "functionals": own}
 
 
 def in_memory(segments: Segments, sampler: Sampler, seed: int, start: int, stop: int) -> Iterator[Batch]:

@@ -34,10 +34,12 @@ class Objective(Protocol):
     Attributes:
       selection: the validation metric by which steps are chosen.
       labelled: whether it is a `LabelledObjective`.
+      reads_functionals: whether its batches hold the `functionals` of whole segments (B, Q).
     """
 
     selection: str
     labelled: bool = False
+    reads_functionals: bool = False
 
     def init(self, key: jax.Array, example: Batch) -> Params:
         """Random parameters for batches like `example`; the subtree `encoder` belongs to the shared encoder."""

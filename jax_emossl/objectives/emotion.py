@@ -33,7 +33,7 @@ def category_names(labels: Float[np.ndarray, "s e"], emotions: Sequence[str]) ->
 
 
 class SegmentHead(nn.Module):
-    """Linear read-out of standardised pooled statistics; it starts at 0."""
+    """Linear read-out of standardised vectors; it starts at 0."""
 
     outputs: int
     dropout: float = 0.0
@@ -52,12 +52,16 @@ class _Model(nn.Module):
     def setup(self):
         self.head = SegmentHead(self.outputs, self.dropout)
 
-    def __call__(self, features, num_steps, location, scale, deterministic):
-        pooled = self.encoder(features, num_steps, None, deterministic).pooled()
+    def __call__(self, features, num_steps, functionals, location, scale, deterministic):
+        pooled = _beside(self.encoder(features, num_steps, None, deterministic).pooled(), functionals)
         return self.head((pooled - location) / scale, deterministic)
 
     def read(self, standardised):
         return self.head(standardised)
+
+
+def _beside(pooled: Float[Array, "b p"], functionals: Float[Array, "b q"] | None) -> Float[Array, "b p+q"]:
+    return pooled if functionals is None else jnp.concatenate([pooled, functionals], -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,8 @@ class _Emotion(Representation, LabelledObjective):
 
     The head reads the encoder's pooled representation less the location of its recording, over its scale, which the other segments
     tell. These standards are those of the encoder as it was at the last evaluation, in training and in prediction alike. Speakers then
-    differ less, and one learning rate suits every encoder.
+    differ less, and one learning rate suits every encoder. The functionals of the whole segment, where the head reads them too, stand
+    beside it and are standardised alike.
     """
 
     emotions: tuple[str, ...]
@@ -74,17 +79,21 @@ class _Emotion(Representation, LabelledObjective):
     dropout: float
     selection: str
     standards_prior: float = dataclasses.field(kw_only=True)
+    reads_functionals: bool = dataclasses.field(default=False, kw_only=True)
 
     def init(self, key: jax.Array, example: Batch) -> Params:
-        return self._model.init(key, example["features"], example["num_steps"], 0.0, 1.0, True)["params"]
+        return self._model.init(key, *self._inputs(example), 0.0, 1.0, True)["params"]
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
         known = variables["constants"]
         own = standards.of_segments(batch["basis"], known["vectors"], known["order"], known["overall"], self.standards_prior)
-        inputs = batch["features"], batch["num_steps"], own["location"], own["scale"]
-        scores = self._model.apply({"params": variables["params"]}, *inputs, False, rngs={"dropout": key})
+        inputs = *self._inputs(batch), own["location"], own["scale"], False
+        scores = self._model.apply({"params": variables["params"]}, *inputs, rngs={"dropout": key})
         weight = batch["weight"]
         return jnp.sum(weight * self._row_loss(scores, batch["labels"])), weight.sum(), {}
+
+    def predict(self, variables: Variables, batch: Batch) -> Outputs:
+        return {"pooled": _beside(super().predict(variables, batch)["pooled"], self._inputs(batch)[-1])}
 
     def constants(self, outputs: Outputs, basis: Int[np.ndarray, "b 3"]) -> Params:
         overall = standards.overall(outputs["pooled"][basis[:, 1] >= 0])
@@ -93,6 +102,9 @@ class _Emotion(Representation, LabelledObjective):
     def finish(self, variables: Variables, outputs: Outputs, basis: Int[Array, "b 3"]) -> Outputs:
         inputs = standards.standardised(outputs["pooled"], basis, variables["constants"]["overall"], self.standards_prior)
         return {"scores": self._model.apply({"params": variables["params"]}, inputs, method=_Model.read)}
+
+    def _inputs(self, batch: Batch) -> tuple[Array, Array, Array | None]:
+        return batch["features"], batch["num_steps"], batch["functionals"] if self.reads_functionals else None
 
     @property
     def _model(self) -> _Model:
@@ -258,6 +270,7 @@ def restore(
 
 def _answering(config, encoder, emotions, head, metric, classes, levels) -> Intensity | Category:
     own = encoder, emotions, classes, config.dropout, metric
+    reads = {"standards_prior": config.standards_prior, "reads_functionals": config.reads == "encoder+functionals"}
     if head == "intensity":
-        return Intensity(*own, levels, config.loss, standards_prior=config.standards_prior)
-    return Category(*own, standards_prior=config.standards_prior)
+        return Intensity(*own, levels, config.loss, **reads)
+    return Category(*own, **reads)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
-from jax_emossl.layers import Dense, pool_statistics, valid_steps
+from jax_emossl.layers import Dense
 from jax_emossl.metrics import Report
 from jax_emossl.objectives import Batch, Objective, Outputs, Params, Variables, regression_loss
 
@@ -45,21 +45,34 @@ def span_mask(key: jax.Array, num_steps: Int[Array, ""], length: int, ratio: flo
     return (rank[block] < count) & (jnp.arange(length) < num_steps)
 
 
-def crop_statistics(features: Float[Array, "b t d"], num_steps: Int[Array, "b"], lags: tuple[int, ...]) -> Float[Array, "b s"]:
-    """Per dimension what the valid steps have of level and of movement, S = (6 + lags) D.
+def steps_per_dimension(num_frames: Int[Array, "b"], stack: int, dimension: int) -> Int[Array, "b d"]:
+    """How many steps of a row have a value in each dimension: where its frames do not fill the last stack, some have one less."""
+    place = jnp.arange(dimension) // (dimension // stack)  # of the dimension's frame in a step
+    return -((place - num_frames[:, None]) // stack)
+
+
+def valid_values(counts: Int[Array, "b d"], length: int) -> Bool[Array, "b t d"]:
+    """True for the first steps of every dimension, so many as it has, False for fill and padding."""
+    return jnp.arange(length)[:, None] < counts[:, None]
+
+
+def crop_statistics(features: Float[Array, "b t d"], counts: Int[Array, "b d"], lags: tuple[int, ...]) -> Float[Array, "b s"]:
+    """Per dimension what its first `counts` steps have of level and of movement, S = (6 + lags) D; 0 where there is none.
 
     Mean, deviation, mean size of the changes, quantiles, and autocorrelations at some lags (model steps), 0 beyond the row.
     """
-    valid = valid_steps(num_steps, features.shape[1])[..., None]
-    changes = jnp.where(valid[:, 1:], jnp.abs(jnp.diff(features, axis=1)), 0).sum(1) / jnp.maximum(num_steps - 1, 1)[:, None]
+    valid, number = valid_values(counts, features.shape[1]), jnp.maximum(counts, 1)
+    mean = jnp.where(valid, features, 0).sum(1) / number
+    centred = jnp.where(valid, features - mean[:, None], 0)
+    energy = jnp.sum(centred**2, 1)
+    deviation = jnp.sqrt(energy / number + 1e-5)
+    changes = jnp.where(valid[:, 1:], jnp.abs(jnp.diff(features, axis=1)), 0).sum(1) / jnp.maximum(counts - 1, 1)
     ascending = jnp.sort(jnp.where(valid, features, jnp.inf), 1)
-    places = (jnp.array(_QUANTILES) * (num_steps[:, None] - 1)).astype(jnp.int32)
-    quantiles = jnp.take_along_axis(ascending, places[..., None], 1)
-    pooled = pool_statistics([features], num_steps)
-    centred = jnp.where(valid, features - pooled[:, None, : features.shape[-1]], 0)
-    energy = jnp.sum(centred**2, 1) + _SILENCE * num_steps[:, None]
-    movement = [jnp.sum(centred[:, lag:] * centred[:, : max(features.shape[1] - lag, 0)], 1) / energy for lag in lags]
-    return jnp.concatenate([pooled, changes, quantiles.reshape(len(features), -1), *movement], -1)
+    places = (jnp.array(_QUANTILES)[:, None] * (number[:, None] - 1)).astype(jnp.int32)
+    quantiles = jnp.where(counts[:, None] > 0, jnp.take_along_axis(ascending, places, 1), 0)
+    movement = [jnp.sum(centred[:, lag:] * centred[:, : max(features.shape[1] - lag, 0)], 1) for lag in lags]
+    movement = [covariance / (energy + _SILENCE * number) for covariance in movement]
+    return jnp.concatenate([mean, deviation, changes, quantiles.reshape(len(features), -1), *movement], -1)
 
 
 class Reconstruction(nn.Module):
@@ -98,6 +111,7 @@ class MaskedTimesteps(Objective):
       loss_name: of features and statistics, see `regression_loss`.
       statistics_weight: of the loss of the crop's statistics, in the end; 0 leaves reconstruction alone.
       lags: model steps of the autocorrelations among these.
+      stack: pooled frames of a model step. What fills up the last one is neither reconstructed nor counted in statistics.
     """
 
     encoder: nn.Module
@@ -107,6 +121,7 @@ class MaskedTimesteps(Objective):
     loss_name: str
     statistics_weight: float = 0.0
     lags: tuple[int, ...] = ()
+    stack: int = 1
     selection: str = "total_loss"
 
     @property
@@ -127,18 +142,23 @@ class MaskedTimesteps(Objective):
         return masked, *self._model.apply(params, features, num_steps, masked, dropout is None, rngs=rngs)
 
     def _sums(self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> dict[str, Float[Array, "b"]]:
-        """Per row: summed loss over masked steps, the same for a prediction of 0 (the mean), their number, and the statistics' loss."""
+        """Per row: summed loss over masked steps, the same for a prediction of 0 (the mean), their number, and the statistics' loss.
+
+        A step that is filled up counts as far as it has frames.
+        """
         features, error = batch["features"], regression_loss(self.loss_name)
         masked, predicted, statistics = self.reconstruct(variables, batch, keys, dropout)
-        counted = masked & valid_steps(batch["num_steps"], features.shape[1])
+        counts = steps_per_dimension(batch["num_frames"], self.stack, self.dimension)
+        counted = masked[..., None] & valid_values(counts, features.shape[1])
 
         def total(guess):
-            return jnp.sum(jnp.where(counted, error(guess, features).mean(-1), 0.0), 1)
+            return jnp.sum(jnp.where(counted, error(guess, features), 0.0), (1, 2)) / self.dimension
 
-        count = counted.sum(1).astype(jnp.float32)
+        count = counted.sum((1, 2)) / self.dimension
         sums = {"loss": total(predicted), "loss_of_constant": total(jnp.zeros_like(features)), "masked_steps": count}
         if statistics is not None:
-            told = error(statistics, crop_statistics(features, batch["num_steps"], self.lags)).mean(-1)
+            off = error(statistics, crop_statistics(features, counts, self.lags)).reshape(len(features), -1, self.dimension).mean(1)
+            told = jnp.mean(off, 1, where=counts > 0)
             sums["loss_of_statistics"] = count * told  # a row weighs the same in both losses
         return sums
 
@@ -175,4 +195,5 @@ def _fixed_keys(batch: Batch) -> jax.Array:
 def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> MaskedTimesteps:
     """The objective of `config.objective`."""
     span, lags = max(1, frontend.steps(config.span)), dict.fromkeys(map(frontend.steps, _LAGS))
-    return MaskedTimesteps(encoder, frontend.dimension, config.ratio, span, config.loss, config.statistics_weight, tuple(lags))
+    weight = config.statistics_weight
+    return MaskedTimesteps(encoder, frontend.dimension, config.ratio, span, config.loss, weight, tuple(lags), frontend.stack)

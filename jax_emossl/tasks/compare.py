@@ -175,6 +175,8 @@ class _Plan:
         made = objective.evaluate({"scores": answer.scores}, labels, answer.calibration)
         judge = "valid" if self.config.compare.validation == "fold" else "train"
         selection = {"fold": judge, "metric": objective.selection, "value": float(answer.value), **answer.details}
+        if answer.evaluations:
+            selection["evaluations"] = answer.evaluations
         kept = results.keep_predictions(
             self.out, self.place / f"{cell.arm}-{cell.budget:g}-{cell.seed}",
             **objective.decode(answer.scores, answer.calibration), target=objective.target(labels), recordings=study.reported.recordings,
