@@ -1,5 +1,6 @@
 """What a comparison has measured: its rows and predictions, checked, and the estimates that tables and figures ask for."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -159,7 +160,7 @@ class Comparison:
     def confusion(self, variant: str, arm: str, budget: float) -> np.ndarray:
         """(C, C): sum of the confusion matrices over rotations and seeds, true classes, those that training knows, in rows."""
         runs, size = self.runs(variant, arm, budget, "uar"), len(self.classes)
-        return sum(sums.sum((0, 1)) for sums in runs.sums(runs.all_once)).reshape(-1, size)[:size]
+        return sum(sums.sum((0, 1)) for sums in runs.sums(runs.split(np.ones((1, runs.total))))).reshape(-1, size)[:size]
 
     def illustration(self) -> dict[str, np.ndarray] | None:
         """Reconstructions and embeddings, where the run has left them."""
@@ -182,13 +183,14 @@ class Comparison:
         loaded, firsts = {}, {}
         for row in self.rows:
             file = self.out / row["predictions"]
-            own = loaded[row["predictions"]] = _read_scored(file, len(self.classes), self.category)
+            own = _read_scored(file, len(self.classes), self.category)
             first = firsts.setdefault((row["variant"], row["folds"]), own)
             if not (np.array_equal(own.recordings, first.recordings) and np.array_equal(own.target, first.target)):
                 raise UserError(
                     f"{file} is of other segments than the predictions before it: "
                     "the corpus has changed meanwhile, so run the experiment anew in another --workdir."
                 )
+            loaded[row["predictions"]] = dataclasses.replace(own, target=first.target, recordings=first.recordings)  # kept once
         return loaded
 
     def _tested_once(self, variant: str) -> int:

@@ -1,5 +1,9 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from jax_emossl import metrics, significance
@@ -62,6 +66,63 @@ def test_weighing_recordings_is_repeating_their_segments():
     expected = np.mean([sklearn_metrics.roc_auc_score(run.target[again, e] > 0, run.scores[again, e]) for e in range(2)])
     own = Runs({("", 0): run}, intensity_metrics(EMOTIONS)["auroc"])
     assert own.values([np.array([[2.0, 0.0, 1.0]])], np.zeros((1, 1, 1), int))[0] == pytest.approx(expected)
+
+
+def pair_wins(run):
+    """(R, R, 2 E): of pairs of a segment with the emotion (first) and one without, how many are ranked rightly, and all, by definition."""
+    names = sorted(set(run.recordings))
+    table = np.zeros((len(names), len(names), 2 * len(EMOTIONS)))
+    for e, (one, other) in itertools.product(range(len(EMOTIONS)), np.ndindex(len(names), len(names))):
+        there = run.scores[(run.recordings == names[one]) & (run.target[:, e] > 0), e]
+        absent = run.scores[(run.recordings == names[other]) & (run.target[:, e] == 0), e]
+        table[one, other, 2 * e] = ((there[:, None] > absent) + 0.5 * (there[:, None] == absent)).sum()
+        table[one, other, 2 * e + 1] = len(there) * len(absent)
+    return table
+
+
+def shuffled(rng, run):
+    """The same in another order of segments, with ties."""
+    order = rng.permutation(len(run.target))
+    return Scored(np.round(run.scores[order], 1), run.target[order], run.recordings[order], run.median[order], run.four_class[order])
+
+
+def test_auroc_of_every_draw_is_that_of_all_pairs():
+    rng = np.random.default_rng(11)
+    scored = {("", seed): shuffled(np.random.default_rng(12), intensity_run(rng, 5)) for seed in (0, 1)}
+    scored["", 1] = dataclasses.replace(scored["", 1], target=scored["", 0].target)
+    scored["", 0].target[scored["", 0].recordings == "r0", 0] = 0  # a recording without the emotion
+    runs, weights = Runs(scored, intensity_metrics(EMOTIONS)["auroc"]), rng.multinomial(5, np.full(5, 0.2), 40).astype(float)
+    for seed, made in enumerate(np.moveaxis(runs.sums([weights])[0], 1, 0)):
+        np.testing.assert_allclose(made, np.einsum("nr,rqk,nq->nk", weights, pair_wins(scored["", seed]), weights), rtol=1e-6)
+
+
+@pytest.mark.parametrize("recordings", [1, 4])
+def test_auroc_is_tested_by_exchanging_ranks(recordings):
+    """Against exchanging them one by one, within two rotations."""
+    rng, metric = np.random.default_rng(13), intensity_metrics(EMOTIONS)["auroc"]
+    targets = {rotation: intensity_run(rng, recordings) for rotation in "ab"}
+    arms = []
+    for scale in (1.0, 50.0):  # of no account
+        runs = {}
+        for rotation, seed in itertools.product("ab", (0, 1)):
+            scores = scale * np.round(targets[rotation].target + rng.normal(size=targets[rotation].target.shape), 1)
+            runs[rotation, seed] = Scored(scores, targets[rotation].target, np.char.add(rotation, targets[rotation].recordings))
+        arms.append(runs)
+    one, two = (Runs(runs, metric) for runs in arms)
+    kept = np.concatenate([np.ones((1, 2 * recordings)), rng.integers(0, 2, (20, 2 * recordings))])
+    made = one.exchanged(two, kept)
+    assert made[0] == pytest.approx(one.value - two.value)
+    names = np.concatenate(one.recordings)
+    for k, difference in zip(kept, made, strict=True):
+        mixed = []
+        for first, second in ((0, 1), (1, 0)):
+            own = {}
+            for key, run in arms[first].items():
+                ranks = [stats.rankdata(arms[i][key].scores, axis=0) for i in (first, second)]
+                stays = k[np.searchsorted(names, run.recordings)][:, None] == 1
+                own[key] = dataclasses.replace(run, scores=np.where(stays, *ranks))
+            mixed.append(Runs(own, metric).value)
+        assert difference == pytest.approx(mixed[0] - mixed[1], abs=1e-9)
 
 
 def test_rotations_are_judged_together_and_seeds_averaged():
