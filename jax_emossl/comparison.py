@@ -12,7 +12,7 @@ import numpy as np
 from jax_emossl import results, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.errors import UserError
-from jax_emossl.metrics import UNSEEN
+from jax_emossl.metrics import LOWER_IS_BETTER, UNSEEN
 from jax_emossl.significance import Curve, Estimate, Metric, Pool, Runs, Scored
 
 _MOST_UNSEEN = 1000  # classes that training does not know; labels never have as many
@@ -148,6 +148,12 @@ class Comparison:
             return one.difference(two)
         except ValueError:  # some are not there yet
             return None
+
+    def labels_needed(self, variant: str, arm: str, other: str, budget: float, metric: str) -> Estimate | None:
+        """How many labels `other` needs to reach what `arm` has; None where its learning curve cannot say, see `significance.labels_needed`."""
+        budgets = self.budgets(variant, other)
+        points, labels = [self.runs(variant, other, own, metric) for own in budgets], [self.labels(own) for own in budgets]
+        return significance.labels_needed(points, labels, self.runs(variant, arm, budget, metric), -1 if metric in LOWER_IS_BETTER else 1)
 
     def constant(self, metric: str) -> float | None:
         """What the best constant reaches, mean over rotations; of several corpora, over recordings."""

@@ -20,6 +20,7 @@ from jax_emossl.metrics import FULL_NAMES, LOWER_IS_BETTER
 # Okabe & Ito's colours, told apart by colour-blind readers; markers carry the same in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#999999")
 _MARKERS = "os^Dv*PX<"
+_MOST = 2000  # segments on a map
 
 
 def save(figure: Figure, path: Path, source: str) -> bytes:
@@ -123,21 +124,28 @@ def reconstructions(illustration: dict[str, np.ndarray]) -> Figure:
 
 
 def embedding_map(illustration: dict[str, np.ndarray]) -> Figure:
-    """The reported fold's segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording."""
+    """Segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording.
+
+    They are the reported fold's or, of more than 2,000, as many, chosen evenly along their emotions and recordings.
+    """
+    kinds = {kind: illustration[kind].astype(str) for kind in ("emotion", "recording")}
+    order = np.lexsort((kinds["recording"], kinds["emotion"]))
+    chosen = np.sort(order[np.linspace(0, len(order) - 1, min(_MOST, len(order))).round().astype(int)])
     figure, panels = plt.subplots(2, 2, figsize=(8.5, 7.5), layout="constrained")
     for column, (name, title) in enumerate((("before", "random encoder"), ("after", "pretrained encoder"))):
-        vectors = illustration[name]
+        vectors = illustration[name][chosen]
         perplexity = min(30.0, max(2.0, (len(vectors) - 1) / 4))
         with threadpool_limits(1):  # the places would depend on the number of threads, which wait for each other on a busy machine
             place = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
-        for axes, kind in zip(panels[:, column], ("emotion", "recording"), strict=True):
-            groups = illustration[kind].astype(str)
-            shown = np.unique(groups)[: len(_COLOURS)]
+        for axes, (kind, all_groups) in zip(panels[:, column], kinds.items(), strict=True):
+            groups = all_groups[chosen]
+            names, counts = np.unique(groups, return_counts=True)
+            shown = np.sort(names[np.argsort(-counts, kind="stable")][: len(_COLOURS)])  # the largest
             for group, marker, color in zip(shown, _MARKERS, _COLOURS, strict=False):
                 axes.plot(*place[groups == group].T, marker, color=color, markersize=3, alpha=0.7, linestyle="", label=group)
             rest = ~np.isin(groups, shown)
             if rest.any():
-                axes.plot(*place[rest].T, ".", color="#CCCCCC", markersize=2, zorder=0, label="others")
+                axes.plot(*place[rest].T, ".", color="#CCCCCC", markersize=2, zorder=0, label=f"{len(names) - len(shown)} others")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(f"{title}, by {kind}", fontsize=10)

@@ -280,6 +280,37 @@ class Curve(_Estimated):
         return sum(weight * value for weight, value in zip(self._weights, values, strict=True))
 
 
+def labels_needed(points: Sequence[Runs | Pool], labels: Sequence[float], target: Runs | Pool, sign: int = 1) -> Estimate | None:
+    """The label count at which an arm, whose `points` are at these `labels`, reaches what another, `target`, has.
+
+    Between two points the metric follows the logarithm of the label count. 0 stands for fewer labels than the first point has, infinity for
+    more than the last. `sign` is -1 where lower is better. None where the arm is not surely better with the most labels than with the
+    fewest, so that its curve cannot say, where the interval is open on both sides, and where the runs are not of the same seeds and recordings.
+    """
+    of = (target.seeds, target.recordings)
+    if any((point.seeds, point.recordings) != of for point in points):
+        return None
+    curve, replicates = np.array([point.value for point in points]), np.stack([point.replicates for point in points], 1)
+    resampled = target.total, target.corpora
+    if not interval(sign * (replicates[:, -1] - replicates[:, 0]), *resampled)[0] > 0:
+        return None
+    value = _reached(sign * curve[None], labels, sign * np.array([target.value]))[0]
+    low, high = interval(_reached(sign * replicates, labels, sign * target.replicates), *resampled, method="nearest")
+    return None if low == 0 and high == np.inf else Estimate(float(value), low, high)
+
+
+def _reached(curves: Float[np.ndarray, "n b"], labels: Sequence[float], targets: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Where the running best of each curve first reaches its target, NaN where either is undefined."""
+    best, places = np.maximum.accumulate(curves, 1), np.log(labels)
+    short = (best < targets[:, None]).sum(1)  # points that do not reach it
+    row, after = np.arange(len(best)), short.clip(1, len(places) - 1)
+    step = best[row, after] - best[row, after - 1]
+    share = _ratio(targets - best[row, after - 1], step).clip(0, 1)
+    between = np.exp(places[after - 1] + share * (places[after] - places[after - 1]))
+    made = np.select([short == 0, short == len(places)], [0, np.inf], between)
+    return np.where(np.isnan(curves).any(1) | np.isnan(targets), np.nan, made)
+
+
 def holm(estimates: Sequence[Estimate | None]) -> list[Estimate | None]:
     """The same with p-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6)."""
     tested = [i for i, own in enumerate(estimates) if own is not None and own.p is not None]
@@ -290,17 +321,17 @@ def holm(estimates: Sequence[Estimate | None]) -> list[Estimate | None]:
     return corrected
 
 
-def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1) -> tuple[float, float]:
+def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1, method: str = "linear") -> tuple[float, float]:
     """95 % interval from bootstrap replicates: percentiles, expanded for few recordings (Hesterberg 2015, The American Statistician 69).
 
-    Of `recordings` resampled within several `corpora`, each takes one degree of freedom.
+    Of `recordings` resampled within several `corpora`, each takes one degree of freedom. `method` is NumPy's, of quantiles.
     """
-    defined, freedom = replicates[np.isfinite(replicates)], recordings - corpora
+    defined, freedom = replicates[~np.isnan(replicates)], recordings - corpora
     if freedom < 1 or len(defined) == 0:
         return float("nan"), float("nan")
     quantile = stats.t.ppf(1 - (1 - _LEVEL) / 2, freedom) * np.sqrt(recordings / freedom)
     tail = stats.norm.cdf(-quantile)
-    return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail]))
+    return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail], method=method))
 
 
 def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict[str, Metric]:
@@ -372,14 +403,15 @@ def _per_recording(scored: Scored, row: Int[np.ndarray, "s"], recordings: int, o
 
 def _wins(score: Float[np.ndarray, "s"], present: Bool[np.ndarray, "s"], row: Int[np.ndarray, "s"], size: int) -> Float[np.ndarray, "r r"]:
     """Of pairs of a segment with the emotion, in the first recording, and one without, in the second: how many are ranked rightly."""
-    own = np.flatnonzero(present)[np.argsort(row[present], kind="stable")]
-    other = np.flatnonzero(~present)[np.argsort(score[~present])]
-    below = np.zeros((len(other) + 1, size), np.float32)  # of the lowest so many without the emotion, by recording
-    np.cumsum(row[other, None] == np.arange(size), 0, np.float32, below[1:])
-    lower, upper = (below[np.searchsorted(score[other], score[own], side)] for side in ("left", "right"))
-    recordings, first = np.unique(row[own], return_index=True)
+    own, other = np.flatnonzero(present)[np.argsort(score[present])], np.flatnonzero(~present)
+    # How many without the emotion, by recording, come to lie below each one with it that did not lie below the one before.
+    sides = (np.searchsorted(score[own], score[other], side) for side in ("left", "right"))
+    counts = sum(np.bincount(side * size + row[other], minlength=(len(own) + 1) * size) for side in sides)
+    below = np.cumsum(counts.reshape(-1, size)[:-1], 0, np.float32)
+    order = np.argsort(row[own], kind="stable")
+    recordings, first = np.unique(row[own[order]], return_index=True)
     wins = np.zeros((size, size), np.float32)
-    wins[recordings] = np.add.reduceat((lower + upper) / 2, first) if len(own) else 0
+    wins[recordings] = np.add.reduceat(below[order], first) / 2 if len(own) else 0
     return wins
 
 

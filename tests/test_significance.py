@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -224,6 +225,46 @@ def test_a_curve_is_the_mean_along_the_logarithm_of_the_label_counts():
     assert Curve(good[:1], (10,)).difference(Curve(bad[:1], (10,))) == good[0].difference(bad[0])
     replicates = np.average([a.replicates for a in good], axis=0, weights=[1, 2, 1])
     np.testing.assert_allclose(one.replicates, replicates)  # the same draws of recordings at every label count
+
+
+def point(value, replicates=None, seeds=(0,)):
+    """What has an estimate, of so many recordings that intervals are percentiles."""
+    drawn = np.full(4001, float(value)) if replicates is None else replicates
+    return types.SimpleNamespace(value=value, replicates=drawn, seeds=seeds, recordings=[["r"]], total=10_000, corpora=1)
+
+
+def test_labels_are_read_off_the_logarithmic_learning_curve():
+    curve, labels = [point(0.2), point(0.4), point(0.6)], (10, 100, 1000)
+    made = significance.labels_needed(curve, labels, point(0.5, np.linspace(0.4, 0.6, 4001)))
+    assert made.value == pytest.approx(10**2.5)
+    assert (made.low, made.high) == (pytest.approx(10**2.025, rel=0.01), pytest.approx(10**2.975, rel=0.01))
+    errors = [point(1 - own.value) for own in curve]
+    mirrored = significance.labels_needed(errors, labels, point(0.5, np.linspace(0.4, 0.6, 4001)), -1)
+    assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx((made.value, made.low, made.high))
+    dented = [point(0.2), point(0.5), point(0.4), point(0.6)]
+    assert significance.labels_needed(dented, (1, 10, 100, 1000), point(0.5)).value == pytest.approx(10)
+
+
+def test_label_counts_may_be_open_on_one_side_and_are_none_where_the_curve_cannot_say():
+    curve, labels = [point(0.2), point(0.4), point(0.6)], (10, 100, 1000)
+    more = significance.labels_needed(curve, labels, point(0.58, np.linspace(0.5, 0.66, 4001)))
+    assert more.value == pytest.approx(10**2.9) and more.low < more.value and more.high == np.inf
+    fewer = significance.labels_needed(curve, labels, point(0.1, np.linspace(0.1, 0.3, 4001)))
+    assert (fewer.value, fewer.low) == (0, 0) and 10 < fewer.high < 100
+    sure = significance.labels_needed(curve, labels, point(0.9))
+    assert (sure.value, sure.low, sure.high) == (np.inf,) * 3
+    assert significance.labels_needed(curve, labels, point(0.4, np.linspace(0, 0.8, 4001))) is None  # open on both sides
+    falling = point(0.6, np.linspace(0.15, 1.05, 4001))  # in some draws not above the first
+    assert significance.labels_needed([*curve[:2], falling], labels, point(0.5)) is None
+    assert significance.labels_needed(curve[:1], labels[:1], point(0.2)) is None
+    assert significance.labels_needed(curve, labels, point(0.5, seeds=(0, 1))) is None
+
+
+def test_an_arm_needs_as_many_labels_as_it_has_for_what_it_reaches():
+    good, _ = two_arms(np.random.default_rng(14), (10, 100, 1000))
+    for runs, labels in zip(good[1:], (100, 1000), strict=True):
+        made = significance.labels_needed(good, (10, 100, 1000), runs)
+        assert made.value == pytest.approx(labels) and made.low <= made.value + 1e-9 and made.value <= made.high + 1e-9
 
 
 def test_of_several_corpora_every_recording_weighs_the_same_and_is_drawn_within_its_own():
