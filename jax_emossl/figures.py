@@ -36,16 +36,18 @@ def save(figure: Figure, path: Path, source: str) -> bytes:
 
 
 def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
-    """Metric against label count for all arms, with intervals, and the constant predictor."""
+    """Metric against label count for all arms and the constant predictor; with the intervals of those that train an encoder, or of the first two."""
     figure, axes = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
     arms = c.arms(variant)
-    for i, arm in enumerate(arms):
+    main = [arm for arm in arms if ARMS[arm].mechanism == "tuned"] or arms[:2]  # more than these would hide each other
+    for arm in arms:
         budgets = c.budgets(variant, arm)
-        estimates = [c.estimate(variant, arm, budget, metric) for budget in budgets]
-        x = np.array([c.labels(budget) for budget in budgets]) * 1.035 ** (i - (len(arms) - 1) / 2)  # side by side
-        bounds = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
-        bars = {"yerr": np.nan_to_num(np.maximum(bounds, 0)), "capsize": 2, "elinewidth": 0.8}
-        axes.errorbar(x, [e.value for e in estimates], label=arm, linewidth=1.5, **bars, **ARMS[arm].style)
+        estimates, x, style = [c.estimate(variant, arm, b, metric) for b in budgets], [c.labels(b) for b in budgets], ARMS[arm].style
+        width, size = (1.8, 6) if arm in main else (1.0, 4)
+        axes.plot(x, [e.value for e in estimates], label=arm, linewidth=width, markersize=size, zorder=3 if arm in main else 2, **style)
+        if arm in main:
+            low, high = zip(*((e.low, e.high) for e in estimates), strict=True)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     constant = c.constant(metric)
     if constant is not None:
         axes.axhline(constant, label="constant predictor", **ARMS["constant"].style)
@@ -92,7 +94,7 @@ def confusions(c: Comparison, variant: str, arms: tuple[str, ...], budget: float
         share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(share):
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 55 else "black")
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 65 else "black")
         axes.set_xticks(range(len(c.classes)), c.classes, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(c.classes)), c.classes, fontsize=8)
         axes.set_title(f"{arm}, {c.budget_name(budget)} labels", fontsize=10)
