@@ -1,5 +1,6 @@
 """What a comparison has measured: its rows and predictions, checked, and the estimates that tables and figures ask for."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from jax_emossl import results, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.data import normalisation
 from jax_emossl.errors import UserError
-from jax_emossl.metrics import UNSEEN
+from jax_emossl.metrics import LOWER_IS_BETTER, UNSEEN
 from jax_emossl.significance import Curve, Estimate, Metric, Pool, Runs, Scored
 
 _MOST_UNSEEN = 1000  # classes that training does not know; labels never have as many
@@ -160,6 +161,12 @@ class Comparison:
         except ValueError:  # some are not there yet
             return None
 
+    def labels_needed(self, variant: str, arm: str, other: str, budget: float, metric: str) -> Estimate | None:
+        """How many labels `other` needs to reach what `arm` has; None where its learning curve cannot say, see `significance.labels_needed`."""
+        budgets = self.budgets(variant, other)
+        points, labels = [self.runs(variant, other, own, metric) for own in budgets], [self.labels(own) for own in budgets]
+        return significance.labels_needed(points, labels, self.runs(variant, arm, budget, metric), -1 if metric in LOWER_IS_BETTER else 1)
+
     def constant(self, metric: str) -> float | None:
         """What the best constant reaches, mean over rotations; of several corpora, over recordings."""
         if len(self.parts) > 1:
@@ -171,7 +178,7 @@ class Comparison:
     def confusion(self, variant: str, arm: str, budget: float) -> np.ndarray:
         """(C, C): sum of the confusion matrices over rotations and seeds, true classes, those that training knows, in rows."""
         runs, size = self.runs(variant, arm, budget, "uar"), len(self.classes)
-        return sum(sums.sum((0, 1)) for sums in runs.sums(runs.all_once)).reshape(-1, size)[:size]
+        return sum(sums.sum((0, 1)) for sums in runs.sums(runs.split(np.ones((1, runs.total))))).reshape(-1, size)[:size]
 
     def illustration(self) -> dict[str, np.ndarray] | None:
         """Reconstructions and embeddings, where the run has left them."""
@@ -194,13 +201,14 @@ class Comparison:
         loaded, firsts = {}, {}
         for row in self.rows:
             file = self.out / row["predictions"]
-            own = loaded[row["predictions"]] = _read_scored(file, len(self.classes), self.category)
+            own = _read_scored(file, len(self.classes), self.category)
             first = firsts.setdefault((row["variant"], row["folds"]), own)
             if not (np.array_equal(own.recordings, first.recordings) and np.array_equal(own.target, first.target)):
                 raise UserError(
                     f"{file} is of other segments than the predictions before it: "
                     "the corpus has changed meanwhile, so run the experiment anew in another --workdir."
                 )
+            loaded[row["predictions"]] = dataclasses.replace(own, target=first.target, recordings=first.recordings)  # kept once
         return loaded
 
     def _tested_once(self, variant: str) -> int:

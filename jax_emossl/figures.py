@@ -22,6 +22,7 @@ from jax_emossl.metrics import FULL_NAMES, LOWER_IS_BETTER
 # Okabe & Ito's colours, told apart by colour-blind readers; markers carry the same in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442", "#999999")
 _MARKERS = "os^Dv*PX<"
+_MOST = 2000  # segments on a map
 
 
 def save(figure: Figure, path: Path, source: str) -> bytes:
@@ -37,16 +38,18 @@ def save(figure: Figure, path: Path, source: str) -> bytes:
 
 
 def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
-    """Metric against label count for all arms, with intervals, and the constant predictor."""
+    """Metric against label count for all arms and the constant predictor; with the intervals of those that train an encoder, or of the first two."""
     figure, axes = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
     arms = c.arms(variant)
-    for i, arm in enumerate(arms):
+    main = [arm for arm in arms if ARMS[arm].mechanism == "tuned"] or arms[:2]  # more than these would hide each other
+    for arm in arms:
         budgets = c.budgets(variant, arm)
-        estimates = [c.estimate(variant, arm, budget, metric) for budget in budgets]
-        x = np.array([c.labels(budget) for budget in budgets]) * 1.035 ** (i - (len(arms) - 1) / 2)  # side by side
-        bounds = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
-        bars = {"yerr": np.nan_to_num(np.maximum(bounds, 0)), "capsize": 2, "elinewidth": 0.8}
-        axes.errorbar(x, [e.value for e in estimates], label=arm, linewidth=1.5, **bars, **ARMS[arm].style)
+        estimates, x, style = [c.estimate(variant, arm, b, metric) for b in budgets], [c.labels(b) for b in budgets], ARMS[arm].style
+        width, size = (1.8, 6) if arm in main else (1.0, 4)
+        axes.plot(x, [e.value for e in estimates], label=arm, linewidth=width, markersize=size, zorder=3 if arm in main else 2, **style)
+        if arm in main:
+            low, high = zip(*((e.low, e.high) for e in estimates), strict=True)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
     constant = c.constant(metric)
     if constant is not None:
         axes.axhline(constant, label="constant predictor", **ARMS["constant"].style)
@@ -119,7 +122,7 @@ def confusions(c: Comparison, variant: str, arms: tuple[str, ...], budget: float
         share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
         for (row, column), value in np.ndenumerate(share):
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 55 else "black")
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 65 else "black")
         axes.set_xticks(range(len(c.classes)), c.classes, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(c.classes)), c.classes, fontsize=8)
         axes.set_title(f"{arm}, {c.budget_name(budget)} labels", fontsize=10)
@@ -151,21 +154,28 @@ def reconstructions(illustration: dict[str, np.ndarray]) -> Figure:
 
 
 def embedding_map(illustration: dict[str, np.ndarray]) -> Figure:
-    """The reported fold's segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording."""
+    """Segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording.
+
+    They are the reported fold's or, of more than 2,000, as many, chosen evenly along their emotions and recordings.
+    """
+    kinds = {kind: illustration[kind].astype(str) for kind in ("emotion", "recording")}
+    order = np.lexsort((kinds["recording"], kinds["emotion"]))
+    chosen = np.sort(order[np.linspace(0, len(order) - 1, min(_MOST, len(order))).round().astype(int)])
     figure, panels = plt.subplots(2, 2, figsize=(8.5, 7.5), layout="constrained")
     for column, (name, title) in enumerate((("before", "random encoder"), ("after", "pretrained encoder"))):
-        vectors = illustration[name]
+        vectors = illustration[name][chosen]
         perplexity = min(30.0, max(2.0, (len(vectors) - 1) / 4))
         with threadpool_limits(1):  # the places would depend on the number of threads, which wait for each other on a busy machine
             place = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
-        for axes, kind in zip(panels[:, column], ("emotion", "recording"), strict=True):
-            groups = illustration[kind].astype(str)
-            shown = np.unique(groups)[: len(_COLOURS)]
+        for axes, (kind, all_groups) in zip(panels[:, column], kinds.items(), strict=True):
+            groups = all_groups[chosen]
+            names, counts = np.unique(groups, return_counts=True)
+            shown = np.sort(names[np.argsort(-counts, kind="stable")][: len(_COLOURS)])  # the largest
             for group, marker, color in zip(shown, _MARKERS, _COLOURS, strict=False):
                 axes.plot(*place[groups == group].T, marker, color=color, markersize=3, alpha=0.7, linestyle="", label=group)
             rest = ~np.isin(groups, shown)
             if rest.any():
-                axes.plot(*place[rest].T, ".", color="#CCCCCC", markersize=2, zorder=0, label="others")
+                axes.plot(*place[rest].T, ".", color="#CCCCCC", markersize=2, zorder=0, label=f"{len(names) - len(shown)} others")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_title(f"{title}, by {kind}", fontsize=10)

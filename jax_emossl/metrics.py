@@ -5,11 +5,12 @@ reason stands in `undefined`. Shapes: S segments, E emotions, C classes.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import optimize
 from sklearn import metrics as sklearn_metrics
 
 MAX_INTENSITY = 3
@@ -87,6 +88,11 @@ def choose_thresholds(scores: Float[np.ndarray, "s e"], labels: Float[np.ndarray
         lower = score[score < cut[best]]
         thresholds.append(float((cut[best] + lower.max()) / 2) if np.isfinite(cut[best]) and len(lower) else float(min(cut[best], 1e9)))
     return thresholds
+
+
+def choose_scale(loss: Callable[[float], float], most: float) -> float:
+    """The factor of scores, from 0 to `most`, at which their loss is least. Call with that of the validation fold."""
+    return float(optimize.minimize_scalar(loss, bounds=(0, most), method="bounded").x)
 
 
 def intensity_report(

@@ -6,6 +6,7 @@ preference handling). Shapes: S segments, E emotions, L levels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Self
 
@@ -15,11 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import optimize, special
 
-from jax_emossl.metrics import Intensities, four_class
+from jax_emossl.metrics import Intensities, choose_scale, four_class
 
 _MOST_LEVELS = 32
 _SMOOTHING = 0.5  # segments that are added on either side of every threshold
 _MOST_SCALE = 4.0
+_TOLERANCE = 1e-7  # of a read-out's loss, relative; float32 does not tell smaller steps
 
 Scores = Float[np.ndarray, "s e"]
 
@@ -71,8 +73,7 @@ class Levels:
             return np.logaddexp(0, np.where(above[:, e], -logits, logits)).sum()
 
         above = labels[..., None] > np.array(self.values[:-1])
-        fits = (optimize.minimize_scalar(loss, bounds=(0, _MOST_SCALE), args=(e,), method="bounded") for e in range(scores.shape[1]))
-        return [float(fit.x) for fit in fits]
+        return [choose_scale(functools.partial(loss, e=e), _MOST_SCALE) for e in range(scores.shape[1])]
 
     def answer(self, scores: Float[Array, "s e"], scale: Sequence[float]) -> dict[str, Float[Array, "s e"]]:
         """For people: median and mean intensity, and the probability that the emotion is there at all (JAX)."""
@@ -106,19 +107,23 @@ class ReadOut:
     strength: float
 
     def fit(self, vectors: Float[np.ndarray, "n p"], labels: Float[np.ndarray, "n e"]) -> Self:
+        """In the vectors' own precision; the loss is that of `Levels`, with one exponential for itself and its slope."""
         x = self._with_one(vectors)
-        odds = np.array(self.levels.odds)
+        odds = np.array(self.levels.odds, x.dtype)
         above = labels[..., None] > np.array(self.levels.values[:-1])
+        passed, constant = above.sum(-1).astype(x.dtype), (above * odds).sum(dtype=float)
 
         def loss(flat):
-            weights = flat.reshape(x.shape[1], -1)
-            logits = (x @ weights)[..., None] + odds
-            slope = (special.expit(logits) - above).sum(-1)
-            total = np.logaddexp(0, np.where(above, -logits, logits)).sum()
+            scores = x @ flat.reshape(x.shape[1], -1).astype(x.dtype)
+            logits = scores[..., None] + odds
+            small = np.exp(-np.abs(logits))
+            total = (np.maximum(logits, 0) + np.log1p(small)).sum(dtype=float) - (passed * scores).sum(dtype=float) - constant
+            slope = (np.where(logits > 0, 1, small) / (1 + small)).sum(-1) - passed
             return total + (flat @ flat) / (2 * self.strength), (x.T @ slope).ravel() + flat / self.strength
 
-        start = np.zeros(x.shape[1] * labels.shape[1])
-        self._weights = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}).x.reshape(x.shape[1], -1)
+        start, options = np.zeros(x.shape[1] * labels.shape[1]), {"maxiter": 300, "ftol": _TOLERANCE}
+        weights = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+        self._weights = weights.reshape(x.shape[1], -1).astype(x.dtype)
         return self
 
     def predict(self, vectors: Float[np.ndarray, "s p"]) -> Scores:
@@ -126,4 +131,4 @@ class ReadOut:
 
     @staticmethod
     def _with_one(vectors: np.ndarray) -> np.ndarray:
-        return np.concatenate([vectors, np.ones((len(vectors), 1))], 1)
+        return np.concatenate([vectors, np.ones((len(vectors), 1), vectors.dtype)], 1)

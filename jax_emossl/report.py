@@ -39,7 +39,7 @@ def write(out: Path) -> str:
     )  # fmt: skip
     document = templates.get_template("report.md").render(
         c=c, title=title, table=files.table, figure=files.figure, figures=figures, replicates=significance.REPLICATES,
-        scores=scores, differences=differences, emotions=emotions, choices=choices,
+        scores=scores, differences=differences, labels_needed=labels_needed, emotions=emotions, choices=choices,
         full_names=FULL_NAMES, lower_is_better=LOWER_IS_BETTER,
     )  # fmt: skip
     document = re.sub(r"\n{3,}", "\n\n", document).strip() + "\n"
@@ -102,6 +102,19 @@ def differences(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFra
     return pd.DataFrame(rows, columns=["labels", *(FULL_NAMES[metric] for metric in c.headline)])
 
 
+def labels_needed(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:
+    """How many labels another arm needs for what one has: label counts by metrics; rows and columns without a number are left out."""
+    budgets = c.budgets(variant, arm)
+    labels = [c.labels(b) for b in c.budgets(variant, other)]
+    made = {
+        FULL_NAMES[metric]: [_labels_cell(c.labels_needed(variant, arm, other, b, metric), min(labels), max(labels)) for b in budgets]
+        for metric in c.headline
+    }
+    frame = pd.DataFrame({"labels": [c.budget_name(b) for b in budgets], **made})
+    known = frame.drop(columns="labels") != "-"
+    return frame.loc[known.any(axis=1), ["labels", *known.columns[known.any()]]]
+
+
 def emotions(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:
     """Two arms and their difference: emotions and label counts in rows."""
     rows = []
@@ -135,6 +148,16 @@ def _cell(e: Estimate | None, form: str = ".3f") -> str:
     bounds = f" [{e.low:{form}}, {e.high:{form}}]" if math.isfinite(e.low) else ""
     p = "" if e.p is None else ", p < 0.001" if e.p < 0.001 else f", p = {e.p:.3f}"
     return f"{e.value:{form}}{bounds}{p}"
+
+
+def _labels_cell(e: Estimate | None, fewest: float, most: float) -> str:
+    """Label counts [95 % interval], which may be open."""
+    if e is None:
+        return "-"
+    value, low, high = (
+        f"< {fewest:,.0f}" if own == 0 else f"> {most:,.0f}" if own == math.inf else f"{own:,.0f}" for own in (e.value, e.low, e.high)
+    )
+    return f"{value} [{low}, {high}]"
 
 
 def main() -> None:

@@ -51,14 +51,13 @@ def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of the code that runs, marked where it was changed since; None where that is installed, outside its repository."""
-    if not (Path(__file__).parents[1] / ".git").exists():
-        return None
-    command = ["git", "describe", "--always", "--dirty=, changed since", "--exclude=*", "--abbrev=7"]
+    """The commit of the code that runs, marked where it was changed since; None where no repository tracks this file, as where it is installed."""
+    commands = ["ls-files", "--error-unmatch", __file__], ["describe", "--always", "--dirty=, changed since", "--exclude=*", "--abbrev=7"]
     try:
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=True, text=True).stdout.strip() or None
+        said = [subprocess.run(["git", *own], cwd=Path(__file__).parent, capture_output=True, check=True, text=True) for own in commands]
     except (OSError, subprocess.CalledProcessError):
         return None
+    return said[-1].stdout.strip() or None
 
 
 def keep_predictions(out: Path, name: Path, **arrays: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from jax_emossl import metrics
@@ -51,8 +51,8 @@ class Estimate:
     p: float | None = None
 
 
-# A tally holds sums per recording (R, K), from which a metric follows; AUROC's are over pairs of recordings (R, R, K).
-Tally = Float[np.ndarray, "r ... k"]
+Sums = Float[np.ndarray, "n t k"]
+"""What a metric is made of, per weighting of the recordings and per run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +60,65 @@ class Metric:
     """A metric as `value` of sums over recordings, so that recordings can be weighed and exchanged.
 
     Attributes:
-      tally: sums per recording of a run, given the recordings' order.
+      tally: (R, K) sums per recording of a run, given each segment's place among R recordings.
       value: (..., K) sums -> (...) the metric.
-      pairs: whether the sums are over pairs of recordings.
     """
 
-    tally: Callable[[Scored, Sequence[str]], Tally]
+    tally: Callable[[Scored, Int[np.ndarray, "s"], int], Float[np.ndarray, "r k"]]
     value: Callable[[Float[np.ndarray, "... k"]], Float[np.ndarray, "..."]]
-    pairs: bool = False
 
-    def weighed(self, tally: Float[np.ndarray, "t r ... k"], weights: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n t k"]:
-        """The sums of each tally under each weighting of its recordings."""
-        if self.pairs:
-            return np.einsum("nr,trqk,nq->ntk", weights, tally, weights, optimize=True)
-        return np.einsum("nr,trk->ntk", weights, tally, optimize=True)
+    def sums(self, runs: Sequence[Scored], row: Int[np.ndarray, "s"], weights: Float[np.ndarray, "n r"]) -> Sums:
+        """The sums of every run under each weighting; `row` are its segments' places among the recordings."""
+        return np.tensordot(weights, np.stack([self.tally(own, row, weights.shape[1]) for own in runs], 1).astype(float), 1)
+
+    def exchanged(
+        self, one: Sequence[Scored], two: Sequence[Scored], row: Int[np.ndarray, "s"], kept: Float[np.ndarray, "n r"]
+    ) -> tuple[Sums, Sums]:
+        """The sums of two arms that have changed places in the recordings that are not `kept`."""
+        return tuple(self.sums(own, row, kept) + self.sums(its, row, 1 - kept) for own, its in ((one, two), (two, one)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Auroc:
+    """A `Metric` of pairs: how often a segment with the emotion is ranked above one without; the mean over emotions.
+
+    The sums are, per emotion, the pairs ranked rightly (ties count half) and all pairs.
+    """
+
+    @staticmethod
+    def value(sums: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "..."]:
+        return np.nanmean(_ratio(sums[..., ::2], sums[..., 1::2]), -1)
+
+    def sums(self, runs: Sequence[Scored], row: Int[np.ndarray, "s"], weights: Float[np.ndarray, "n r"]) -> Sums:
+        """The table of wins between recordings is made for one emotion of one run at a time, and not kept."""
+        size, light, made = weights.shape[1], weights.astype(np.float32), []
+        for own in runs:
+            for present, score in zip(own.target.T > 0, own.scores.T, strict=True):
+                right = (light @ _wins(score, present, row, size) * light).sum(1, dtype=float)
+                made += [right, np.prod([weights @ np.bincount(row[part], minlength=size) for part in (present, ~present)], 0)]
+        return np.stack(made, 1).reshape(len(weights), len(runs), -1)
+
+    def exchanged(
+        self, one: Sequence[Scored], two: Sequence[Scored], row: Int[np.ndarray, "s"], kept: Float[np.ndarray, "n r"]
+    ) -> tuple[Sums, Sums]:
+        """Sums whose values differ as those of two arms do that have changed ranks in the recordings that are not `kept`.
+
+        Scores of two arms have no scale in common, so ranks change places (Venkatraman & Begg 1996, Biometrika 83). What all pairs within
+        the kept recordings, within the others and between the two then gain is a sum over segments: of the place that the one arm gives
+        it, less that by the other, among the segments of the other kind as both arms rank them.
+        """
+        made = []
+        for a, b in zip(one, two, strict=True):
+            for present, *scores in zip(a.target.T > 0, a.scores.T, b.scores.T, strict=True):
+                ranks, gain = [stats.rankdata(own) for own in scores], np.zeros(len(row))
+                for part, sign in ((present, 1), (~present, -1)):
+                    others = np.sort(np.concatenate([own[~part] for own in ranks]))
+                    places = [np.searchsorted(others, own[part]) + np.searchsorted(others, own[part], side="right") for own in ranks]
+                    gain[part] = sign * (places[0] - places[1]) / 4
+                half = (2 * kept - 1) @ np.bincount(row, gain, kept.shape[1]) / 2
+                made += [half, np.full(len(kept), float(present.sum() * (~present).sum()))]
+        own = np.stack(made, 1).reshape(len(kept), len(one), -1)
+        return own, own * np.tile([-1.0, 1.0], own.shape[-1] // 2)
 
 
 class _Estimated:
@@ -83,7 +128,6 @@ class _Estimated:
       recordings: of every rotation, sorted; `total` in all, of `corpora` corpora.
       value: the metric on the recordings and seeds at hand.
       replicates: (n,) the metric on every draw, the same draws for all with the same recordings and seeds.
-      testable: whether arms can be exchanged within recordings.
     """
 
     def estimate(self) -> Estimate:
@@ -95,7 +139,7 @@ class _Estimated:
         if (self.rotations, self.seeds, self.recordings) != (other.rotations, other.seeds, other.recordings):
             raise ValueError("runs that are compared must have the same rotations, seeds and recordings")
         low, high = interval(self.replicates - other.replicates, self.total, self.corpora)
-        return Estimate(self.value - other.value, low, high, self._permutation(other) if self.testable else None)
+        return Estimate(self.value - other.value, low, high, self._permutation(other))
 
     def _permutation(self, other: Self) -> float:
         """How often a difference as large arises when the two arms change places in random recordings."""
@@ -109,31 +153,32 @@ class _Estimated:
 
 
 class Runs(_Estimated):
-    """The runs of one arm at one label count on one corpus: the tallies of every rotation and seed, for one metric.
+    """The runs of one arm at one label count on one corpus, of every rotation and seed, for one metric.
 
-    `scored` maps (rotation, seed) to a run; every rotation has the same seeds. A recording tested in two rotations is a ValueError.
-    Runs of corpora that are estimated together have different `stream`s, so that their draws are independent. `encoders` says with which
-    of several pretrainings a seed has run; these are drawn first, then seeds of theirs.
+    `scored` maps (rotation, seed) to a run; every rotation has the same seeds, and the same segments in each. A recording tested in two
+    rotations is a ValueError. Runs of corpora that are estimated together have different `stream`s, so that their draws are independent.
+    `encoders` says with which of several pretrainings a seed has run; these are drawn first, then seeds of theirs.
     """
 
     corpora = 1
 
-    def __init__(self, scored: dict[tuple[str, int], Scored], metric: Metric, stream: int = 0, encoders: Mapping[int, int] | None = None):
-        self.metric, self._stream, self.testable, self._encoders = metric, stream, not metric.pairs, encoders or {}
+    def __init__(
+        self, scored: dict[tuple[str, int], Scored], metric: Metric | Auroc, stream: int = 0, encoders: Mapping[int, int] | None = None
+    ):
+        self.metric, self._stream = metric, stream
         self.rotations = sorted({rotation for rotation, _ in scored})
         self.seeds = sorted({seed for _, seed in scored})
-        self.recordings, self._tallies = [], []
-        for rotation in self.rotations:
-            own = sorted(set(scored[rotation, self.seeds[0]].recordings))
-            self.recordings.append(own)
-            self._tallies.append(np.array([metric.tally(scored[rotation, seed], own) for seed in self.seeds], float))
+        self._encoders = tuple((encoders or {}).get(seed, 0) for seed in self.seeds)
+        self._scored = [[scored[rotation, seed] for seed in self.seeds] for rotation in self.rotations]
+        named = [np.unique(runs[0].recordings, return_inverse=True) for runs in self._scored]
+        self.recordings, self._rows = [names.tolist() for names, _ in named], [row for _, row in named]
         self.total = sum(map(len, self.recordings))
         if len(set().union(*self.recordings)) < self.total:
             raise ValueError("a recording must be tested in one rotation only")
 
-    def sums(self, weights: Sequence[Float[np.ndarray, "n r"]]) -> list[Float[np.ndarray, "n t k"]]:
+    def sums(self, weights: Sequence[Float[np.ndarray, "n r"]]) -> list[Sums]:
         """Per rotation, the sums of every seed under each weighting."""
-        return [self.metric.weighed(tally, own) for tally, own in zip(self._tallies, weights, strict=True)]
+        return [self.metric.sums(*own) for own in zip(self._scored, self._rows, weights, strict=True)]
 
     def values(self, weights: Sequence[Float[np.ndarray, "n r"]], seeds: Int[np.ndarray, "n p t"]) -> Float[np.ndarray, "n"]:
         """The metric of all rotations' recordings together, mean over the drawn seeds; `seeds` are per replicate and rotation."""
@@ -141,45 +186,49 @@ class Runs(_Estimated):
         drawn = [own[replicate, seeds[:, i]] for i, own in enumerate(self.sums(weights))]
         return self.metric.value(sum(drawn)).mean(1)
 
-    def _split(self, weights: Float[np.ndarray, "n total"]) -> list[Float[np.ndarray, "n r"]]:
+    def split(self, weights: Float[np.ndarray, "n total"]) -> list[Float[np.ndarray, "n r"]]:
         """Weights of all recordings, by rotation."""
         return np.split(weights, np.cumsum([len(own) for own in self.recordings])[:-1], axis=1)
 
-    @property
-    def all_once(self) -> list[Float[np.ndarray, "1 r"]]:
-        """The weights of the recordings at hand."""
-        return self._split(np.ones((1, self.total)))
-
     @functools.cached_property
+    def _drawn(self) -> Float[np.ndarray, "n"]:
+        weights, seeds = _draws(REPLICATES, self._stream, self.total, len(self.rotations), self._encoders)
+        return self.values(self.split(weights), seeds)
+
+    @property
     def value(self) -> float:
         """The metric on the recordings and seeds at hand."""
-        return float(self.values(self.all_once, np.tile(np.arange(len(self.seeds)), (1, len(self.rotations), 1)))[0])
+        return float(self._drawn[0])
 
-    @functools.cached_property
+    @property
     def replicates(self) -> Float[np.ndarray, "n"]:
         """The metric on every draw."""
-        return self.values(*self.draws())
-
-    def draws(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Weights of recordings and choices of seeds, the same for all arms with the same recordings and seeds."""
-        rng = np.random.default_rng(self._stream)
-        weights = rng.multinomial(self.total, np.full(self.total, 1 / self.total), size=REPLICATES).astype(float)
-        shape, known = (REPLICATES, len(self.rotations)), [self._encoders.get(seed, 0) for seed in self.seeds]
-        own = [np.flatnonzero(np.array(known) == encoder) for encoder in sorted(set(known))]
-        if len(own) == 1:
-            return self._split(weights), rng.integers(0, len(self.seeds), (*shape, len(self.seeds)))
-        drawn = rng.integers(0, len(own), (*shape, len(own)))[..., np.arange(len(self.seeds)) % len(own)]
-        seeds = np.array([rng.choice(places, drawn.shape) for places in own])  # of every encoder one for every place
-        return self._split(weights), np.take_along_axis(seeds, drawn[None], 0)[0]
+        return self._drawn[1:]
 
     def exchanged(self, other: Self, kept: Float[np.ndarray, "n total"]) -> Float[np.ndarray, "n"]:
         """The difference where the two have changed places in the recordings that are not `kept`."""
+        made = [self.metric.exchanged(*own) for own in zip(self._scored, other._scored, self._rows, self.split(kept), strict=True)]
+        one, two = (self.metric.value(sum(own)).mean(1) for own in zip(*made, strict=True))
+        return one - two
 
-        def value(one: Self, two: Self) -> np.ndarray:
-            sums = zip(one.sums(self._split(kept)), two.sums(self._split(1 - kept)), strict=True)
-            return self.metric.value(sum(a + b for a, b in sums)).mean(1)
 
-        return value(self, other) - value(other, self)
+@functools.lru_cache(8)  # all arms, label counts and metrics of a corpus have the same
+def _draws(
+    replicates: int, stream: int, recordings: int, rotations: int, encoders: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "n total"], Int[np.ndarray, "n p t"]]:
+    """Weights of recordings and choices of seeds, given each seed's encoder; first what is at hand, then so many replicates."""
+    rng = np.random.default_rng(stream)
+    weights = rng.multinomial(recordings, np.full(recordings, 1 / recordings), size=replicates).astype(float)
+    shape, each = (replicates, rotations), np.arange(len(encoders))
+    own = [np.flatnonzero(np.array(encoders) == encoder) for encoder in sorted(set(encoders))]
+    if len(own) == 1:
+        seeds = rng.integers(0, len(each), (*shape, len(each)))
+    else:
+        drawn = rng.integers(0, len(own), (*shape, len(own)))[..., each % len(own)]
+        within = np.array([rng.choice(places, drawn.shape) for places in own])  # of every encoder one for every place
+        seeds = np.take_along_axis(within, drawn[None], 0)[0]
+    at_hand = np.broadcast_to(each, (1, rotations, len(each)))
+    return np.concatenate([np.ones((1, recordings)), weights]), np.concatenate([at_hand, seeds])
 
 
 class Pool(_Estimated):
@@ -191,7 +240,7 @@ class Pool(_Estimated):
             [getattr(part, name) for part in parts] for name in ("rotations", "seeds", "recordings")
         )
         self._sizes = [part.total for part in parts]
-        self.total, self.testable = sum(self._sizes), all(part.testable for part in parts)
+        self.total = sum(self._sizes)
         self.value = self._mean([part.value for part in parts])
 
     @functools.cached_property
@@ -211,7 +260,7 @@ class Curve(_Estimated):
 
     def __init__(self, points: Sequence[Runs | Pool], labels: Sequence[float]):
         first, self.points = points[0], points
-        for name in ("rotations", "seeds", "recordings", "total", "corpora", "testable"):
+        for name in ("rotations", "seeds", "recordings", "total", "corpora"):
             setattr(self, name, getattr(first, name))
         if any((point.seeds, point.recordings) != (first.seeds, first.recordings) for point in points):
             raise ValueError("the points of a curve must have the same seeds and recordings")
@@ -231,6 +280,37 @@ class Curve(_Estimated):
         return sum(weight * value for weight, value in zip(self._weights, values, strict=True))
 
 
+def labels_needed(points: Sequence[Runs | Pool], labels: Sequence[float], target: Runs | Pool, sign: int = 1) -> Estimate | None:
+    """The label count at which an arm, whose `points` are at these `labels`, reaches what another, `target`, has.
+
+    Between two points the metric follows the logarithm of the label count. 0 stands for fewer labels than the first point has, infinity for
+    more than the last. `sign` is -1 where lower is better. None where the arm is not surely better with the most labels than with the
+    fewest, so that its curve cannot say, where the interval is open on both sides, and where the runs are not of the same seeds and recordings.
+    """
+    of = (target.seeds, target.recordings)
+    if any((point.seeds, point.recordings) != of for point in points):
+        return None
+    curve, replicates = np.array([point.value for point in points]), np.stack([point.replicates for point in points], 1)
+    resampled = target.total, target.corpora
+    if not interval(sign * (replicates[:, -1] - replicates[:, 0]), *resampled)[0] > 0:
+        return None
+    value = _reached(sign * curve[None], labels, sign * np.array([target.value]))[0]
+    low, high = interval(_reached(sign * replicates, labels, sign * target.replicates), *resampled, method="nearest")
+    return None if low == 0 and high == np.inf else Estimate(float(value), low, high)
+
+
+def _reached(curves: Float[np.ndarray, "n b"], labels: Sequence[float], targets: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Where the running best of each curve first reaches its target, NaN where either is undefined."""
+    best, places = np.maximum.accumulate(curves, 1), np.log(labels)
+    short = (best < targets[:, None]).sum(1)  # points that do not reach it
+    row, after = np.arange(len(best)), short.clip(1, len(places) - 1)
+    step = best[row, after] - best[row, after - 1]
+    share = _ratio(targets - best[row, after - 1], step).clip(0, 1)
+    between = np.exp(places[after - 1] + share * (places[after] - places[after - 1]))
+    made = np.select([short == 0, short == len(places)], [0, np.inf], between)
+    return np.where(np.isnan(curves).any(1) | np.isnan(targets), np.nan, made)
+
+
 def holm(estimates: Sequence[Estimate | None]) -> list[Estimate | None]:
     """The same with p-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6)."""
     tested = [i for i, own in enumerate(estimates) if own is not None and own.p is not None]
@@ -241,17 +321,17 @@ def holm(estimates: Sequence[Estimate | None]) -> list[Estimate | None]:
     return corrected
 
 
-def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1) -> tuple[float, float]:
+def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1, method: str = "linear") -> tuple[float, float]:
     """95 % interval from bootstrap replicates: percentiles, expanded for few recordings (Hesterberg 2015, The American Statistician 69).
 
-    Of `recordings` resampled within several `corpora`, each takes one degree of freedom.
+    Of `recordings` resampled within several `corpora`, each takes one degree of freedom. `method` is NumPy's, of quantiles.
     """
-    defined, freedom = replicates[np.isfinite(replicates)], recordings - corpora
+    defined, freedom = replicates[~np.isnan(replicates)], recordings - corpora
     if freedom < 1 or len(defined) == 0:
         return float("nan"), float("nan")
     quantile = stats.t.ppf(1 - (1 - _LEVEL) / 2, freedom) * np.sqrt(recordings / freedom)
     tail = stats.norm.cdf(-quantile)
-    return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail]))
+    return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail], method=method))
 
 
 def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict[str, Metric]:
@@ -287,7 +367,7 @@ def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict
     return {name: Metric(tally, value) for name, value in values.items()}
 
 
-def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
+def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric | Auroc]:
     """Metrics of intensities by name, `mae of <emotion>` and `accuracy4 of <emotion>` among them."""
 
     def absolute(scored):
@@ -296,7 +376,7 @@ def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
     def correct(scored):
         return (scored.four_class == metrics.four_class(scored.target)).astype(float)
 
-    made = {"auroc": Metric(_pair_wins, lambda sums: np.nanmean(_ratio(sums[..., ::2], sums[..., 1::2]), -1), pairs=True)}
+    made: dict[str, Metric | Auroc] = {"auroc": Auroc()}
     for name, of in (("mae", absolute), ("accuracy4", correct)):
         columns = {name: slice(None)} | {f"{name} of {emotion}": slice(e, e + 1) for e, emotion in enumerate(emotions)}
         for full, own in columns.items():
@@ -305,38 +385,34 @@ def intensity_metrics(emotions: Sequence[str]) -> dict[str, Metric]:
     return made
 
 
-def _confusions(scored: Scored, order: Sequence[str], unseen: Sequence[int]) -> Tally:
+def _confusions(scored: Scored, row: Int[np.ndarray, "s"], recordings: int, unseen: Sequence[int]) -> Int[np.ndarray, "r k"]:
     """(R, (C + U) * C): true class by predicted class; the last U true classes are the unseen ones."""
     size = scored.scores.shape[1]
     height = size + len(unseen)
     true = np.where(scored.target > metrics.UNSEEN, scored.target, size + np.searchsorted(unseen, scored.target))
-    row = np.searchsorted(order, scored.recordings)
     cell = (row * height + true) * size + scored.scores.argmax(1)
-    return np.bincount(cell, minlength=len(order) * height * size).reshape(len(order), height * size)
+    return np.bincount(cell, minlength=recordings * height * size).reshape(recordings, height * size)
 
 
-def _per_recording(scored: Scored, order: Sequence[str], of: Callable, columns: slice) -> Tally:
-    """(R, 2): the sum of what `of` makes of the run, (S, C), and the number of its values."""
+def _per_recording(scored: Scored, row: Int[np.ndarray, "s"], recordings: int, of: Callable, columns: slice) -> Float[np.ndarray, "r 2"]:
+    """The sum of what `of` makes of the run, (S, C), and the number of its values."""
     values = of(scored)[:, columns]
-    row = np.searchsorted(order, scored.recordings)
-    total = np.bincount(row, values.sum(1), minlength=len(order))
-    return np.stack([total, np.bincount(row, minlength=len(order)) * values.shape[1]], 1)
+    total = np.bincount(row, values.sum(1), minlength=recordings)
+    return np.stack([total, np.bincount(row, minlength=recordings) * values.shape[1]], 1)
 
 
-def _pair_wins(scored: Scored, order: Sequence[str]) -> Tally:
-    """(R, R, 2 E): of pairs of a segment with the emotion (first) and one without, how many are ranked rightly, and all."""
-    row = np.searchsorted(order, scored.recordings)
-    size, emotions = len(order), scored.scores.shape[1]
-    table = np.zeros((size, size, 2 * emotions), np.float32)
-    for e in range(emotions):
-        present, score = scored.target[:, e] > 0, scored.scores[:, e]
-        positives = np.bincount(row[present], minlength=size)
-        for other in range(size):
-            negative = np.sort(score[~present & (row == other)])
-            below = np.searchsorted(negative, score[present]) + np.searchsorted(negative, score[present], side="right")
-            table[:, other, 2 * e] = np.bincount(row[present], below / 2, minlength=size)
-            table[:, other, 2 * e + 1] = positives * len(negative)
-    return table
+def _wins(score: Float[np.ndarray, "s"], present: Bool[np.ndarray, "s"], row: Int[np.ndarray, "s"], size: int) -> Float[np.ndarray, "r r"]:
+    """Of pairs of a segment with the emotion, in the first recording, and one without, in the second: how many are ranked rightly."""
+    own, other = np.flatnonzero(present)[np.argsort(score[present])], np.flatnonzero(~present)
+    # How many without the emotion, by recording, come to lie below each one with it that did not lie below the one before.
+    sides = (np.searchsorted(score[own], score[other], side) for side in ("left", "right"))
+    counts = sum(np.bincount(side * size + row[other], minlength=(len(own) + 1) * size) for side in sides)
+    below = np.cumsum(counts.reshape(-1, size)[:-1], 0, np.float32)
+    order = np.argsort(row[own], kind="stable")
+    recordings, first = np.unique(row[own[order]], return_index=True)
+    wins = np.zeros((size, size), np.float32)
+    wins[recordings] = np.add.reduceat(below[order], first) / 2 if len(own) else 0
+    return wins
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -204,16 +204,17 @@ def test_label_counts_beyond_the_fold_are_left_out_with_a_notice(comparison_conf
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("fields", "message"),
     [
-        ("label_counts", (37, 1000), "Every one of compare.label_counts is beyond the 36 labelled segments"),
-        ("variants", (("x", (("data.nonsense", 1),)),), "'x' sets data.nonsense, which is no field"),
-        ("variants", (("x", (("data.clip", "wide"),)),), "'x' sets data.clip, which is no field or not of this type"),
+        ({"label_counts": (37, 1000)}, "Every one of compare.label_counts is beyond the 36 labelled segments"),
+        ({"label_counts": (12, 1), "validation": "budget"}, "compare.validation is budget, but the 1 labels are of one recording"),
+        ({"variants": (("x", (("data.nonsense", 1),)),)}, "'x' sets data.nonsense, which is no field"),
+        ({"variants": (("x", (("data.clip", "wide"),)),)}, "'x' sets data.clip, which is no field or not of this type"),
     ],
 )
-def test_a_comparison_that_cannot_be_made_is_refused_before_anything_is_trained(comparison_config, tmp_path, field, value, message):
+def test_a_comparison_that_cannot_be_made_is_refused_before_anything_is_trained(comparison_config, tmp_path, fields, message):
     config = comparison_config.copy_and_resolve_references()
-    config.compare[field] = value
+    config.compare.update(fields)
     with pytest.raises(UserError, match=message):
         compare.run(config, tmp_path)
     assert not list(tmp_path.iterdir())

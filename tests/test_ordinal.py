@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -92,6 +93,22 @@ def test_the_linear_read_out_is_scikit_learns_where_there_is_one_threshold():
     own = ReadOut(levels, 0.1).fit(vectors, labels).predict(vectors)[:, 0]
     other = LogisticRegression(C=0.1, fit_intercept=False, tol=1e-8).fit(np.c_[vectors, np.ones(100)], labels[:, 0] > 0)
     np.testing.assert_allclose(own, other.decision_function(np.c_[vectors, np.ones(100)]), atol=1e-3)
+
+
+def test_a_read_out_makes_its_labels_likeliest_in_either_precision():
+    """The loss is that of the levels, and no small change of the weights makes it less."""
+    rng = np.random.default_rng(7)
+    vectors = np.concatenate([THIRDS, rng.normal(size=(200, 6))], 1)
+    fine, coarse = (ReadOut(LEVELS, 0.1).fit(vectors.astype(kind), THIRDS) for kind in (np.float64, np.float32))
+    x, weights = np.c_[vectors, np.ones(200)], fine._weights
+
+    def loss(w):
+        return float(np.asarray(LEVELS.loss(jnp.array(x @ w, jnp.float32), THIRDS)).sum(dtype=float)) + (w**2).sum() / 0.2
+
+    moved = [loss(weights + 0.02 * sign * np.eye(weights.size)[i].reshape(weights.shape)) for i in range(weights.size) for sign in (-1, 1)]
+    assert loss(weights) < min(moved)
+    assert coarse.predict(vectors.astype(np.float32)).dtype == np.float32
+    np.testing.assert_allclose(coarse.predict(vectors.astype(np.float32)), fine.predict(vectors), atol=0.02)
 
 
 def test_a_read_out_of_nothing_is_the_constant():

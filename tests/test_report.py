@@ -30,7 +30,7 @@ def changed(folder, tmp_path):
 
 def test_every_table_is_there_in_three_forms_and_every_figure_in_two(folder, written):
     page = (folder / "report.md").read_text()
-    for name in ("uar", "f1_macro", "accuracy", "difference_scratch", "per_emotion", "choices"):
+    for name in ("uar", "f1_macro", "accuracy", "difference_scratch", "labels_needed_scratch", "per_emotion", "choices"):
         csv_, tex = (folder / "tables" / f"{name}{end}" for end in (".csv", ".tex"))
         assert csv_.stat().st_size and "\\toprule" in tex.read_text() and "jax_emossl 9.9" in tex.read_text()
         rows = list(csv.reader(csv_.open()))
@@ -53,7 +53,7 @@ def test_the_page_holds_its_tables_and_figures_within_itself(folder, written):
     page = (folder / "report.html").read_text()
     assert "http" not in page and 'src="figures' not in page
     assert page.count("data:image/png;base64,iVBOR") == len(list((folder / "figures").glob("*.png"))) == 7
-    assert page.count("<table>") == len(list((folder / "tables").glob("*.csv"))) == 6
+    assert page.count("<table>") == len(list((folder / "tables").glob("*.csv"))) == 7
 
 
 def test_tables_hold_estimates_with_intervals_and_the_constant(folder, written):
@@ -64,6 +64,21 @@ def test_tables_hold_estimates_with_intervals_and_the_constant(folder, written):
     assert "0.333" in rows["constant"]
     assert "p = 0.031" in (folder / "tables" / "difference_scratch.csv").read_text()  # 2 / 2^6, the smallest there is
     assert (folder / "tables" / "choices.csv").read_text().splitlines()[:2] == ['arm,labels,"full, rate 0.001"', "pretrained,30,4"]
+
+
+def test_labels_needed_have_an_interval_or_are_left_out(folder, written, changed, undrawn):
+    needed = list(csv.reader((folder / "tables" / "labels_needed_scratch.csv").open()))
+    assert needed[-1] == ["all (200)", *["> 200 [> 200, > 200]"] * 3]  # far better than scratch ever is
+
+    def flat(table):
+        for row in table["runs"]:
+            if row["arm"] == "scratch":
+                row["predictions"] = row["predictions"].replace("-60-", "-30-").replace("-0-", "-30-")
+
+    out = changed(flat)
+    report.write(out)
+    assert "difference_scratch" in {file.stem for file in (out / "tables").iterdir()}
+    assert not (out / "tables" / "labels_needed_scratch.csv").exists() and "How many labels" not in (out / "report.md").read_text()
 
 
 def test_the_report_is_made_from_its_folder_alone_and_remade_the_same(folder, written, tmp_path):
@@ -168,6 +183,29 @@ def test_the_illustration_is_drawn_where_there_is_one(changed):
     report.write(out)
     for name in ("reconstruction", "embedding_map"):
         assert (out / "figures" / f"{name}.png").stat().st_size and f"figures/{name}.png" in (out / "report.md").read_text()
+
+
+def test_a_map_shows_a_stratified_choice_of_many_segments(monkeypatch):
+    placed = []
+
+    class Map:
+        def __init__(self, **_):
+            pass
+
+        def fit_transform(self, vectors):
+            placed.append(vectors)
+            return vectors[:, :2]
+
+    monkeypatch.setattr(report.figures, "TSNE", Map)
+    monkeypatch.setattr(report.figures, "_MOST", 100)
+    emotion, recording = np.repeat(["happy", "rare"], [570, 30]), np.array([f"r{i % 3}" for i in range(600)])
+    vectors = np.stack([emotion == "rare", recording == "r1", np.arange(600)], 1).astype(np.float32)
+    illustration = {"before": vectors, "after": vectors, "emotion": emotion, "recording": recording}
+    figure = report.figures.embedding_map(illustration)
+    np.testing.assert_array_equal(*placed)
+    assert len(placed[0]) == 100 and placed[0][:, 0].sum() == 5 and abs(placed[0][:, 1].sum() - 100 / 3) < 2
+    labels = [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
+    assert labels == ["happy", "rare", "r0", "r1", "r2"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(changed, monkeypatch, capsys):

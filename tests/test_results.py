@@ -1,5 +1,6 @@
 import contextlib
 import json
+import subprocess
 
 import ml_collections
 import numpy as np
@@ -86,6 +87,29 @@ def test_an_infinite_prior_survives_in_the_config(tmp_path):
     config = ml_collections.ConfigDict({"data": {"norm_prior": float("inf")}})
     results.write(tmp_path / "results.json", [], config)
     assert strict(tmp_path / "results.json")["config"] == {"data": {"norm_prior": "inf"}}
+
+
+def test_the_commit_is_of_a_repository_that_tracks_the_code_not_of_one_around_it(tmp_path, monkeypatch):
+    def git(*words):
+        named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *named, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    installed, other = tmp_path / "site-packages" / "results.py", tmp_path / "other.py"
+    installed.parent.mkdir()
+    for file in (installed, other):
+        file.write_text("")
+    monkeypatch.setattr(results, "__file__", str(installed))
+    commit = results._commit.__wrapped__
+    assert commit() is None
+    git("init", "-q")
+    git("add", "other.py")
+    git("commit", "-qm", "around it")
+    assert commit() is None
+    git("add", ".")
+    git("commit", "-qm", "its own")
+    assert commit() == git("rev-parse", "--short=7", "HEAD")
+    other.write_text("1")
+    assert commit() == git("rev-parse", "--short=7", "HEAD") + ", changed since"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
+import dataclasses
+import itertools
+import types
+
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from jax_emossl import metrics, significance
@@ -62,6 +67,63 @@ def test_weighing_recordings_is_repeating_their_segments():
     expected = np.mean([sklearn_metrics.roc_auc_score(run.target[again, e] > 0, run.scores[again, e]) for e in range(2)])
     own = Runs({("", 0): run}, intensity_metrics(EMOTIONS)["auroc"])
     assert own.values([np.array([[2.0, 0.0, 1.0]])], np.zeros((1, 1, 1), int))[0] == pytest.approx(expected)
+
+
+def pair_wins(run):
+    """(R, R, 2 E): of pairs of a segment with the emotion (first) and one without, how many are ranked rightly, and all, by definition."""
+    names = sorted(set(run.recordings))
+    table = np.zeros((len(names), len(names), 2 * len(EMOTIONS)))
+    for e, (one, other) in itertools.product(range(len(EMOTIONS)), np.ndindex(len(names), len(names))):
+        there = run.scores[(run.recordings == names[one]) & (run.target[:, e] > 0), e]
+        absent = run.scores[(run.recordings == names[other]) & (run.target[:, e] == 0), e]
+        table[one, other, 2 * e] = ((there[:, None] > absent) + 0.5 * (there[:, None] == absent)).sum()
+        table[one, other, 2 * e + 1] = len(there) * len(absent)
+    return table
+
+
+def shuffled(rng, run):
+    """The same in another order of segments, with ties."""
+    order = rng.permutation(len(run.target))
+    return Scored(np.round(run.scores[order], 1), run.target[order], run.recordings[order], run.median[order], run.four_class[order])
+
+
+def test_auroc_of_every_draw_is_that_of_all_pairs():
+    rng = np.random.default_rng(11)
+    scored = {("", seed): shuffled(np.random.default_rng(12), intensity_run(rng, 5)) for seed in (0, 1)}
+    scored["", 1] = dataclasses.replace(scored["", 1], target=scored["", 0].target)
+    scored["", 0].target[scored["", 0].recordings == "r0", 0] = 0  # a recording without the emotion
+    runs, weights = Runs(scored, intensity_metrics(EMOTIONS)["auroc"]), rng.multinomial(5, np.full(5, 0.2), 40).astype(float)
+    for seed, made in enumerate(np.moveaxis(runs.sums([weights])[0], 1, 0)):
+        np.testing.assert_allclose(made, np.einsum("nr,rqk,nq->nk", weights, pair_wins(scored["", seed]), weights), rtol=1e-6)
+
+
+@pytest.mark.parametrize("recordings", [1, 4])
+def test_auroc_is_tested_by_exchanging_ranks(recordings):
+    """Against exchanging them one by one, within two rotations."""
+    rng, metric = np.random.default_rng(13), intensity_metrics(EMOTIONS)["auroc"]
+    targets = {rotation: intensity_run(rng, recordings) for rotation in "ab"}
+    arms = []
+    for scale in (1.0, 50.0):  # of no account
+        runs = {}
+        for rotation, seed in itertools.product("ab", (0, 1)):
+            scores = scale * np.round(targets[rotation].target + rng.normal(size=targets[rotation].target.shape), 1)
+            runs[rotation, seed] = Scored(scores, targets[rotation].target, np.char.add(rotation, targets[rotation].recordings))
+        arms.append(runs)
+    one, two = (Runs(runs, metric) for runs in arms)
+    kept = np.concatenate([np.ones((1, 2 * recordings)), rng.integers(0, 2, (20, 2 * recordings))])
+    made = one.exchanged(two, kept)
+    assert made[0] == pytest.approx(one.value - two.value)
+    names = np.concatenate(one.recordings)
+    for k, difference in zip(kept, made, strict=True):
+        mixed = []
+        for first, second in ((0, 1), (1, 0)):
+            own = {}
+            for key, run in arms[first].items():
+                ranks = [stats.rankdata(arms[i][key].scores, axis=0) for i in (first, second)]
+                stays = k[np.searchsorted(names, run.recordings)][:, None] == 1
+                own[key] = dataclasses.replace(run, scores=np.where(stays, *ranks))
+            mixed.append(Runs(own, metric).value)
+        assert difference == pytest.approx(mixed[0] - mixed[1], abs=1e-9)
 
 
 def test_rotations_are_judged_together_and_seeds_averaged():
@@ -163,6 +225,46 @@ def test_a_curve_is_the_mean_along_the_logarithm_of_the_label_counts():
     assert Curve(good[:1], (10,)).difference(Curve(bad[:1], (10,))) == good[0].difference(bad[0])
     replicates = np.average([a.replicates for a in good], axis=0, weights=[1, 2, 1])
     np.testing.assert_allclose(one.replicates, replicates)  # the same draws of recordings at every label count
+
+
+def point(value, replicates=None, seeds=(0,)):
+    """What has an estimate, of so many recordings that intervals are percentiles."""
+    drawn = np.full(4001, float(value)) if replicates is None else replicates
+    return types.SimpleNamespace(value=value, replicates=drawn, seeds=seeds, recordings=[["r"]], total=10_000, corpora=1)
+
+
+def test_labels_are_read_off_the_logarithmic_learning_curve():
+    curve, labels = [point(0.2), point(0.4), point(0.6)], (10, 100, 1000)
+    made = significance.labels_needed(curve, labels, point(0.5, np.linspace(0.4, 0.6, 4001)))
+    assert made.value == pytest.approx(10**2.5)
+    assert (made.low, made.high) == (pytest.approx(10**2.025, rel=0.01), pytest.approx(10**2.975, rel=0.01))
+    errors = [point(1 - own.value) for own in curve]
+    mirrored = significance.labels_needed(errors, labels, point(0.5, np.linspace(0.4, 0.6, 4001)), -1)
+    assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx((made.value, made.low, made.high))
+    dented = [point(0.2), point(0.5), point(0.4), point(0.6)]
+    assert significance.labels_needed(dented, (1, 10, 100, 1000), point(0.5)).value == pytest.approx(10)
+
+
+def test_label_counts_may_be_open_on_one_side_and_are_none_where_the_curve_cannot_say():
+    curve, labels = [point(0.2), point(0.4), point(0.6)], (10, 100, 1000)
+    more = significance.labels_needed(curve, labels, point(0.58, np.linspace(0.5, 0.66, 4001)))
+    assert more.value == pytest.approx(10**2.9) and more.low < more.value and more.high == np.inf
+    fewer = significance.labels_needed(curve, labels, point(0.1, np.linspace(0.1, 0.3, 4001)))
+    assert (fewer.value, fewer.low) == (0, 0) and 10 < fewer.high < 100
+    sure = significance.labels_needed(curve, labels, point(0.9))
+    assert (sure.value, sure.low, sure.high) == (np.inf,) * 3
+    assert significance.labels_needed(curve, labels, point(0.4, np.linspace(0, 0.8, 4001))) is None  # open on both sides
+    falling = point(0.6, np.linspace(0.15, 1.05, 4001))  # in some draws not above the first
+    assert significance.labels_needed([*curve[:2], falling], labels, point(0.5)) is None
+    assert significance.labels_needed(curve[:1], labels[:1], point(0.2)) is None
+    assert significance.labels_needed(curve, labels, point(0.5, seeds=(0, 1))) is None
+
+
+def test_an_arm_needs_as_many_labels_as_it_has_for_what_it_reaches():
+    good, _ = two_arms(np.random.default_rng(14), (10, 100, 1000))
+    for runs, labels in zip(good[1:], (100, 1000), strict=True):
+        made = significance.labels_needed(good, (10, 100, 1000), runs)
+        assert made.value == pytest.approx(labels) and made.low <= made.value + 1e-9 and made.value <= made.high + 1e-9
 
 
 def test_of_several_corpora_every_recording_weighs_the_same_and_is_drawn_within_its_own():

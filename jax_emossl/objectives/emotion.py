@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-from scipy import optimize, special
+from scipy import special
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from jax_emossl import metrics, standards
@@ -205,7 +205,7 @@ class Category(_Emotion):
         def loss(scale):
             return -special.log_softmax(scale * scores[known], 1)[np.arange(len(known)), target[known]].sum()
 
-        return {"scale": float(optimize.minimize_scalar(loss, bounds=(0, _MOST_SCALE), method="bounded").x)}
+        return {"scale": metrics.choose_scale(loss, _MOST_SCALE)}
 
     def average(self, scores: Sequence[Float[np.ndarray, "s c"]], calibrations: Sequence[dict[str, float]]) -> Float[np.ndarray, "s c"]:
         """The logarithm of the mean probability."""

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from jax_emossl import checkpoint, evaluation, linear, mesh, preemption, report, results, standards, tuned, workdir
 from jax_emossl import config as configs
 from jax_emossl.arms import ARMS
-from jax_emossl.data import corpora
+from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.indices import Selection
+from jax_emossl.data.prepared import Fold
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment, build, check_held_out, require
 from jax_emossl.objectives.emotion import category_names
@@ -88,6 +89,9 @@ class _Plan:
         config = configs.varied(whole, name, fields, data)
         experiment, rotation = build(configs.part(config, "finetune")), Path(data["folds"]).stem
         require(experiment.corpus, config.compare.fold)
+        cells = _cells(config, rotation, len(experiment.corpus.fold("train")))
+        if config.compare.validation == "budget":
+            _check_budgets(cells, experiment.corpus.fold("train"))
         first = out / "pretrain" / name / (corpora.short(data["corpus"]) if "+" in whole.data.corpus else "") / rotation
         source = config.compare.pretrain_on
         pretrainings = [configs.part(config, "pretrain", seed=config.seed + k) for k in range(config.compare.pretrainings)]
@@ -95,9 +99,7 @@ class _Plan:
         folders = [Path(source)] if Path(source, "card.json").is_file() else own
         grid = {**config.compare, "arms": (), "label_counts": (), "seeds": 0, "variants": (), "pretrain_on": ""}
         twins = known.setdefault(repr((configs.part(config, "finetune").to_json_best_effort(), grid)), [])
-        plan = cls(
-            config, out, name, rotation, folders, experiment, _cells(config, rotation, len(experiment.corpus.fold("train"))), [*twins]
-        )
+        plan = cls(config, out, name, rotation, folders, experiment, cells, [*twins])
         twins.append(name)
         if plan.pretrains and plan.trains:
             check_held_out(build(pretrainings[0]).card(), experiment.corpus, f"A pretraining on {source}")
@@ -208,6 +210,13 @@ def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> 
         raise UserError(f"Every one of compare.label_counts is beyond the {available} labelled segments of the training fold: lower them.")
     seeds = range(config.seed, config.seed + grid.seeds)
     return [Cell("constant", 0, config.seed), *(Cell(*own) for own in itertools.product(grid.arms, budgets, seeds))]
+
+
+def _check_budgets(cells: Sequence[Cell], train: Fold) -> None:
+    """Refuses cells whose labels are too few to hold their own validation, as their answers would."""
+    for budget, seed in sorted({(cell.budget, cell.seed) for cell in cells}):
+        chosen = label_budget.choose(train.labels, num_labels(budget, len(train)), seed)
+        label_budget.held_out([train.recordings[i] for i in chosen], seed)
 
 
 def _illustrate(study: Study, plan: _Plan) -> None:
