@@ -68,7 +68,8 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.name = "emotion"  # file in objectives
     objective.head = "intensity"  # auto | intensity | category; the paper regresses intensities
     objective.loss = "l1"  # ordinal | l1 | l2 | huber; own choice: the loss that MAE measures
-    objective.dropout = 0.3  # of the pooled encoder, before the head
+    objective.reads = "encoder"  # what the head reads: encoder (every layer and the summary) | summary (alone, of an encoder that has one)
+    objective.dropout = 0.3  # of what the head reads
     objective.selection = "mae"  # validation metric that chooses the step; own choice
 
     finetune.train = train = ml_collections.ConfigDict()

@@ -84,7 +84,8 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     objective.name = "emotion"  # file in objectives
     objective.head = "auto"  # auto | intensity | category (auto: category where no segment carries two emotions)
     objective.loss = "ordinal"  # of the intensity head: ordinal (a distribution over levels) | l1 | l2 | huber
-    objective.dropout = 0.3  # of the pooled encoder, before the head
+    objective.reads = "encoder"  # what the head reads: encoder (every layer and the summary) | summary (alone, of an encoder that has one)
+    objective.dropout = 0.3  # of what the head reads
     objective.selection = ""  # validation metric that chooses the step; "" = uar (category) or auroc (intensity)
 
     finetune.train = train = ml_collections.ConfigDict()

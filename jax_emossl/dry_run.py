@@ -107,7 +107,7 @@ def _estimate(config: ml_collections.ConfigDict, sizes: _Sizes, together: int) -
     evaluated = math.ceil(train.steps / train.eval_every) * sizes.folds["valid"][1] * sizes.frame / step
     operations = (3 * train.steps * tokens + evaluated) * (2 * parameters + 4 * model.layers * length * model.width)
     data = 4 * sizes.features * sum(count for _, count in sizes.folds.values()) * sizes.frame / pool
-    activations = 4 * model.layers * tokens * (40 * model.width + 6 * model.heads * length)
+    activations = 4 * model.layers * tokens * (40 * model.width + 6 * model.get("heads", 0) * length)
     return operations / (_EFFICIENCY * _speed(tokens, model.width)), _PROGRAM + data + activations + 16 * parameters * together
 
 

@@ -122,7 +122,7 @@ class Model:
 
     @functools.cached_property
     def _encoder(self):
-        return encoders.make(ml_collections.ConfigDict(self.card.model), 0.0)
+        return encoders.make(ml_collections.ConfigDict(self.card.model), 0.0, self.card.frontend)
 
     @functools.cached_property
     def trained(self) -> LabelledObjective:

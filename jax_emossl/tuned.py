@@ -104,7 +104,7 @@ def _members_at_once(study: Study, training: Experiment) -> int:
     crop, longest = training.frontend.steps(settings.crop), int(study.segments["train"].lengths.max())
     length = crop or padded_length(longest, training.config.data.bucket_growth)
     state = 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(training.params()))
-    activations = 4 * model.layers * settings.batch_size * length * (40 * model.width + 6 * model.heads * length)
+    activations = 4 * model.layers * settings.batch_size * length * (40 * model.width + 6 * model.get("heads", 0) * length)
     platform, devices = jax.devices()[0].platform, jax.device_count()
     bytes_limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     free = _MEMORY_SHARE * (bytes_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices)

@@ -26,7 +26,7 @@ FOLD = Recordings(np.array([0, 1, 0, 1, 2], np.int32), np.array([0.5, 1.0, 0.25]
 
 
 def make(labels, encoder=ENCODER, **fields):
-    config = ml_collections.ConfigDict({"head": "auto", "loss": "ordinal", "dropout": 0.3, "selection": ""} | fields)
+    config = ml_collections.ConfigDict({"head": "auto", "loss": "ordinal", "reads": "encoder", "dropout": 0.3, "selection": ""} | fields)
     fold = types.SimpleNamespace(labels=labels)
     corpus = types.SimpleNamespace(name="talk", emotions=EMOTIONS, fold={"train": fold}.__getitem__)
     return emotion.make(config, encoder, None, corpus)

@@ -148,7 +148,7 @@ class Convolution(nn.Module):
         return Encoded((hidden,), num_steps, last)
 
 
-def make(model, dropout):
+def make(model, dropout, frontend):
     return Convolution(model.width)
 '''
 CORPUS = '''

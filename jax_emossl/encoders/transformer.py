@@ -3,12 +3,15 @@
 Shapes: B rows, T model steps, D input width, W model width, H heads.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders import Encoded
 from jax_emossl.layers import Dense, Dropout, valid_steps
 
@@ -57,15 +60,16 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer."""
+    """Pre-norm transformer layer; `attention`, made for so many heads, mixes the valid steps."""
 
     heads: int
     dropout: float
+    attention: Callable[[int], nn.Module] = Attention
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool) -> Float[Array, "b t w"]:
         drop = Dropout(self.dropout)
-        x = x + drop(Attention(self.heads)(nn.LayerNorm()(x), valid), deterministic)
+        x = x + drop(self.attention(self.heads)(nn.LayerNorm()(x), valid), deterministic)
         hidden = nn.gelu(Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
         return x + drop(Dense(x.shape[-1])(hidden), deterministic)
 
@@ -99,6 +103,6 @@ class Transformer(nn.Module):
         return Encoded(tuple(outputs), num_steps)
 
 
-def make(model: ml_collections.ConfigDict, dropout: float) -> Transformer:
+def make(model: ml_collections.ConfigDict, dropout: float, frontend: Frontend) -> Transformer:
     """The encoder of `config.model`."""
     return Transformer(model.width, model.layers, model.heads, dropout)

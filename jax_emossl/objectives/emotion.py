@@ -49,12 +49,13 @@ class _Model(nn.Module):
     encoder: nn.Module
     outputs: int
     dropout: float
+    reads: str
 
     def setup(self):
         self.head = SegmentHead(self.outputs, self.dropout)
 
     def __call__(self, features, num_steps, location, scale, deterministic):
-        pooled = self.encoder(features, num_steps, None, deterministic).pooled()
+        pooled = self.encoder(features, num_steps, None, deterministic).read(self.reads)
         return self.head((pooled - location) / scale, deterministic)
 
     def read(self, standardised):
@@ -65,7 +66,7 @@ class _Model(nn.Module):
 class _Emotion(Representation, LabelledObjective):
     """What both heads share.
 
-    The head reads the encoder's pooled representation less the location of its recording, over its scale. These standards are
+    The head reads the encoder's pooled representation (or its summary alone) less the location of its recording, over its scale. These standards are
     those of the encoder as it was at the last evaluation, in training and in prediction alike. Speakers then differ less, and one
     learning rate suits every encoder.
     """
@@ -95,7 +96,7 @@ class _Emotion(Representation, LabelledObjective):
 
     @property
     def _model(self) -> _Model:
-        return _Model(self.encoder, len(self.classes), self.dropout)
+        return _Model(self.encoder, len(self.classes), self.dropout, self.reads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,5 +258,5 @@ def restore(
 
 def _answering(config, encoder, emotions, head, metric, classes, levels) -> Intensity | Category:
     if head == "intensity":
-        return Intensity(encoder, emotions, classes, config.dropout, metric, levels, config.loss)
-    return Category(encoder, emotions, classes, config.dropout, metric)
+        return Intensity(encoder, emotions, classes, config.dropout, metric, levels, config.loss, reads=config.reads)
+    return Category(encoder, emotions, classes, config.dropout, metric, reads=config.reads)
