@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_emossl.data.frontend import Frontend
@@ -85,7 +86,7 @@ class Modalities(nn.Module):
         frames = frames.reshape(batch, length, -1, sum(len(places) for _, places in self.groups))
         tokens = []
         for name, places in self.groups:
-            x = frames[..., jnp.array(places)].reshape(batch, length, -1)
+            x = frames[..., np.array(places)].reshape(batch, length, -1)
             for i in range(self.conv_layers):
                 x = nn.relu(Convolution(self.channels, self.kernel, name=f"{name}_conv_{i}")(x, valid))
             tokens.append(Dense(self.width, name=f"{name}_projection")(x))
