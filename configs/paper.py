@@ -76,8 +76,10 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.name = "emotion"  # file in objectives
     objective.head = "intensity"  # auto | intensity | category; the paper regresses intensities
     objective.loss = "l1"  # ordinal | l1 | l2 | huber; own choice: the loss that MAE measures
-    objective.reads = "encoder"  # what the head reads: encoder | encoder+functionals (beside it those of the whole segment)
-    objective.dropout = 0.3  # of the pooled encoder, before the head
+    objective.reads = (
+        "encoder"  # encoder (every layer and the summary) | summary (alone); with +functionals those of the whole segment, too
+    )
+    objective.dropout = 0.3  # of what the head reads
     objective.standards_prior = 20.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
     objective.selection = "mae"  # validation metric that chooses the step; own choice
 

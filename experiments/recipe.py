@@ -92,8 +92,10 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     objective.name = "emotion"  # file in objectives
     objective.head = "auto"  # auto | intensity | category (auto: category where no segment carries two emotions)
     objective.loss = "ordinal"  # of the intensity head: ordinal (a distribution over levels) | l1 | l2 | huber
-    objective.reads = "encoder"  # what the head reads: encoder | encoder+functionals (beside it those of the whole segment)
-    objective.dropout = 0.3  # of the pooled encoder, before the head
+    objective.reads = (
+        "encoder"  # encoder (every layer and the summary) | summary (alone); with +functionals those of the whole segment, too
+    )
+    objective.dropout = 0.3  # of what the head reads
     objective.standards_prior = 20.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
     objective.selection = ""  # validation metric that chooses the step; "" = uar (category) or auroc (intensity)
 

@@ -1,6 +1,7 @@
 """The fields of a config, by dotted names: what a corpus sets, every check of them, and the trainings that a comparison is made of."""
 
 import importlib
+import json
 import math
 import pkgutil
 import re
@@ -17,12 +18,18 @@ from jax_emossl.data.normalisation import ENROLMENT, MODES, NEUTRAL, NONE
 from jax_emossl.errors import UserError, notice
 
 _MOST, _ANY = 2_000_000_000, math.inf
+
+
+def _shape(encoder: str, *more: str) -> dict[str, tuple]:
+    """The numbers that fix an encoder's parameters."""
+    return {f"{encoder}.{field}": (1, _ANY) for field in ("width", "layers", *more)}
+
+
 # Of a number the smallest and the largest; of a text its choices, or the package whose files they are; of a tuple, for each in it.
-# Times are in seconds. The fields of an objective go by its name.
+# Times are in seconds. The fields of an objective and of an encoder go by its name.
 _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "task": "tasks",
     "model.name": "encoders",
-    "model.dtype": ("float32", "bfloat16"),
     "objective.name": "objectives",
     "fold": ("train", "valid", "test"),
     "compare.fold": ("valid", "test"),
@@ -45,24 +52,53 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "data.bucket_growth": (1.01, 100),
     "masked_timesteps.ratio": (0.001, 0.999),
     "masked_timesteps.statistics_weight": (0, 1e6),
-    "emotion.reads": ("encoder", "encoder+functionals"),
+    "emotion.reads": ("encoder", "encoder+functionals", "summary", "summary+functionals"),
+    "transformation_recognition.reads": ("encoder", "summary"),
     "emotion.head": ("auto", "intensity", "category"),
     "masked_timesteps.loss": ("l1", "l2", "huber"),
     "emotion.loss": ("ordinal", "l1", "l2", "huber"),
-    **dict.fromkeys(("emotion.dropout", "train.dropout"), (0, 0.99)),
+    **dict.fromkeys(("emotion.dropout", "transformation_recognition.dropout", "train.dropout"), (0, 0.99)),
+    "transformation_recognition.transformations": (
+        "original",
+        "noise",
+        "scaling",
+        "negation",
+        "inversion",
+        "permutation",
+        "time_warp",
+        "crop_and_resize",
+        "magnitude_warp",
+    ),
+    "transformation_recognition.heads": ("binary", "softmax"),
+    "transformation_recognition.width": (1, _ANY),
+    "transformation_recognition.weights": (0, 1e6),
+    "transformation_recognition.noise": (-100, 100),
+    "transformation_recognition.scaling": (0, 1e3),
+    **dict.fromkeys((f"transformation_recognition.{field}" for field in ("pieces", "warp_pieces")), (2, 1_000_000)),
+    "transformation_recognition.warp": (1, 100),
+    "transformation_recognition.crop": (0.01, 1),
+    "transformation_recognition.magnitude": (0, 10),
     **dict.fromkeys(("data.pool", "data.stack", "masked_timesteps.span"), (0, 3600)),
-    **dict.fromkeys(("model.near", "model.far"), (1e-4, 3600)),
+    **dict.fromkeys((f"{encoder}.{field}" for encoder in ("transformer", "modalities") for field in ("near", "far")), (1e-4, 3600)),
+    "transformer.dtype": ("float32", "bfloat16"),
     **dict.fromkeys(("train.learning_rate", "compare.learning_rates"), (0, 1e30)),
     **dict.fromkeys(("train.share", "train.b2"), (0, 1)),
     **dict.fromkeys(("seed", "train.probe_steps", "train.warmup_steps"), (0, _MOST)),
     **dict.fromkeys(("num_labels", "compare.label_counts", "train.crop", "train.patience"), (0, _ANY)),
     **dict.fromkeys(("data.norm_prior", "emotion.standards_prior"), (0, _ANY)),
-    **dict.fromkeys(("model.width", "model.layers", "model.heads", "train.eval_every", "train.log_every"), (1, _ANY)),
+    **dict.fromkeys(("train.eval_every", "train.log_every"), (1, _ANY)),
+    **_shape("transformer", "heads"),
+    **_shape("conv_transformer", "heads", "conv_layers", "kernel"),
+    **_shape("temporal_conv", "kernel"),
+    **_shape("modalities", "heads", "conv_layers", "channels", "kernel"),
+    "modalities.groups": (),
 }
 
 
 def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> list[str]:
-    """Sets, in place, what the corpus brings along: its fields that are neither `given` by the user nor fixed by the config.
+    """Sets, in place, the encoder of the run that is started from, and what the corpus brings along.
+
+    Fields `given` by the user stand, and those fixed by the config stand against the corpus.
 
     Returns what was chosen, as lines to print; none for an evaluation, which takes all from its run.
     """
@@ -77,6 +113,10 @@ def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> l
     if data.prepared and "data.folds" not in given:
         data.folds = ""  # it has one division, whatever an experiment asks for
     kept, changed = {*given, *config.get("fixed", ())}, []
+    source = config.init_from if "init_from" in config else config.get("compare", {}).get("pretrain_on", "")
+    if encoder := _encoder_of(source):
+        config.model = ml_collections.ConfigDict(encoder | {f: v for f, v in config.model.items() if f"model.{f}" in given})
+        kept |= {f"model.{field}" for field in encoder}
     for name, value in corpora.settings(data.corpus).items():
         if "compare" not in config:  # a training alone has the fields of its group at the top
             name = name.removeprefix("finetune." if "num_labels" in config else "pretrain.")
@@ -85,8 +125,18 @@ def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> l
             changed.append(f"{name}={value}")
     words = {"train": "", "pretrain": " of pretraining", "finetune": " of fine-tuning"}
     steps = ", ".join(f"{config[g].get('train', config[g]).steps} steps{what}" for g, what in words.items() if g in config)
-    model = f"{config.model.name} of {config.model.layers} layers, width {config.model.width}"
+    shape = f"{config.model.get('layers')} layers, width {config.model.get('width')}"
+    model = f"{config.model.name} of {shape}{f', as in {source}' if encoder else ''}"
     return [f"corpus {corpora.name(data)}; {model}; {steps}; set by the corpus: {', '.join(changed) or 'nothing'}"]
+
+
+def _encoder_of(run: str) -> dict[str, Any]:
+    """`config.model` of the run in this folder; nothing where it cannot be read, of which whoever starts from it tells."""
+    try:
+        own = dict(json.loads(Path(run, "card.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return own if "name" in own else {}
 
 
 def flat(config: Mapping | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -180,9 +230,9 @@ def check(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> Non
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
-    """Every field by itself, that an objective has its own, and the two that make the model."""
+    """Every field by itself, that objectives and encoder have their own, and the two that make the model."""
     fields = flat(config)
-    for name in (name for name in fields if name.endswith("objective.name")):
+    for name in (name for name in fields if name.endswith(("objective.name", "model.name"))):
         _check_value(name, _key(fields, name), (fields[name],))
         if lacking := [key for key in _ALLOWED if key.startswith(f"{fields[name]}.") and key not in {_key(fields, n) for n in fields}]:
             raise UserError(f"{name} is '{fields[name]}', but this config lacks {lacking[0]}: take one that is made for it.")
@@ -190,7 +240,7 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
         _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
     if {"train": "train", "compare": "compare", "evaluate": "fold"}.get(config.task, "task") not in config:
         raise UserError(f"task is '{config.task}', but this config lacks its fields: take one that is made for it.")
-    if "model" in config and config.model.width % (2 * config.model.heads):
+    if "heads" in config.get("model", ()) and config.model.width % (2 * config.model.heads):
         raise UserError(f"model.width is {config.model.width}, but must be a positive multiple of twice the {config.model.heads} heads.")
 
 
@@ -198,7 +248,7 @@ def _key(fields: Mapping[str, Any], name: str) -> str:
     """The name by which the table knows a field."""
     key = re.sub(r"^(pretrain|finetune)\.", "", name)
     group, _, last = key.partition(".")
-    return f"{fields.get(name.removesuffix(last) + 'name')}.{last}" if group == "objective" and last != "name" else key
+    return f"{fields.get(name.removesuffix(last) + 'name')}.{last}" if group in ("objective", "model") and last != "name" else key
 
 
 def _check_value(name: str, key: str, values: Sequence) -> None:

@@ -121,7 +121,7 @@ def _estimate(config: ml_collections.ConfigDict, sizes: _Sizes, together: int) -
     parameters = 2 * sizes.features * round(step / pool) * model.width + 12 * model.layers * model.width**2
     evaluated = math.ceil(train.steps / train.eval_every) * sizes.folds["valid"][1] * sizes.frame / step
     operations = (3 * train.steps * tokens + evaluated) * (2 * parameters + 4 * model.layers * length * model.width)
-    activations = 4 * model.layers * tokens // train.accumulate * (40 * model.width + 6 * model.heads * length)
+    activations = 4 * model.layers * tokens // train.accumulate * (40 * model.width + 6 * model.get("heads", 0) * length)
     return operations / (_EFFICIENCY * _speed(tokens, model.width)), _PROGRAM + activations + 16 * parameters * together
 
 

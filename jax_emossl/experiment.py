@@ -130,8 +130,7 @@ def build(config: ml_collections.ConfigDict, corpus: Corpus | None = None) -> Ex
     corpus = corpus or corpora.load(first)
     params, card = _transfer(config, corpus) if config.get("init_from") else (None, None)
     frontend = Frontend.make(config.data, corpus)
-    encoder = encoders.make(config.model, config.train.dropout, frontend.step_seconds)
-    objective = objectives.make(config.objective, encoder, frontend, corpus)
+    objective = objectives.make(config.objective, encoders.make(config.model, config.train.dropout, frontend), frontend, corpus)
     others = tuple(_beside(corpus, frontend, corpora.load(own), config.data) for own in rest)
     if objective.labelled:
         if others:

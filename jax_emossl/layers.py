@@ -23,6 +23,17 @@ class Dense(nn.Dense):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
+class Convolution(nn.Module):
+    """Convolution over time that reads zeros beyond the valid steps, as at the end of an array, whatever the padding holds."""
+
+    features: int
+    kernel: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
+        return nn.Conv(self.features, (self.kernel,))(jnp.where(valid[..., None], x, 0))
+
+
 class Dropout(nn.Module):
     """Inverted dropout drawn from random bytes, a quarter of the bits nn.Dropout asks for.
 

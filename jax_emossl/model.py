@@ -121,7 +121,7 @@ class Model:
 
     @functools.cached_property
     def _encoder(self):
-        return encoders.make(ml_collections.ConfigDict(self.card.model), 0.0, self.card.frontend.step_seconds)
+        return encoders.make(ml_collections.ConfigDict(self.card.model), 0.0, self.card.frontend)
 
     @functools.cached_property
     def trained(self) -> LabelledObjective:

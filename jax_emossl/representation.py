@@ -18,10 +18,11 @@ class Representation(Objective):
     """An encoder's pooled representation of each segment: nothing is learned, the predictor alone runs it."""
 
     encoder: nn.Module
+    reads: str = dataclasses.field(default="encoder", kw_only=True)  # see `Encoded.read`
 
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
         encoded = self.encoder.apply({"params": variables["params"]["encoder"]}, batch["features"], batch["num_steps"])
-        return {"pooled": encoded.pooled()}
+        return {"pooled": encoded.read(self.reads)}
 
 
 def represent(

@@ -104,7 +104,8 @@ def _members_at_once(study: Study, training: Experiment) -> int:
     crop, longest = training.frontend.steps(settings.crop), int(study.segments["train"].lengths.max())
     length = min(crop or longest, padded_length(longest, training.config.data.bucket_growth))
     state = 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(training.params()))
-    activations = 4 * model.layers * settings.batch_size // settings.accumulate * length * (40 * model.width + 6 * model.heads * length)
+    per_step = 40 * model.width + 6 * model.get("heads", 0) * length
+    activations = 4 * model.layers * settings.batch_size // settings.accumulate * length * per_step
     platform, devices = jax.devices()[0].platform, jax.device_count()
     free = _MEMORY_SHARE * mesh.device_memory() / (devices if platform == "cpu" else 1)
     together = free / state if platform == "cpu" else free / (state + activations)  # on CPU they take turns

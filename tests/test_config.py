@@ -101,7 +101,7 @@ BAD = [
     ("scratch", {"model.width": 18}, "model.width is 18, but must be a positive multiple of twice the 4 heads"),
     ("scratch", {"model.layers": 0}, "model.layers is 0, but must lie between 1 and inf"),
     ("scratch", {"model.heads": 0}, "model.heads is 0"),
-    ("scratch", {"model.name": "oracle"}, "model.name is 'oracle': choose one of transformer"),
+    ("scratch", {"model.name": "oracle"}, "model.name is 'oracle': choose one of conv_transformer, "),
     ("scratch", {"data.pool": -0.01}, "data.pool is -0.01"),
     ("scratch", {"data.stack": math.inf}, "data.stack is inf"),
     ("scratch", {"data.norm_prior": -1.0}, "data.norm_prior is -1.0"),

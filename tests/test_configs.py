@@ -4,6 +4,7 @@ import pkgutil
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
 import configs
 import experiments
@@ -143,3 +144,29 @@ def _builds_on_another(path: Path) -> bool:
     return not path.stem.startswith("bench") and any(
         line.startswith(("from configs", "from experiments")) for line in path.read_text().splitlines()
     )
+
+
+PAPERS = {
+    "vazquez_rodriguez2022": {"objective.reads": "summary"},
+    "sarkar2020": {"train.strategy": "probe"},
+    "wu2023": {},
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_papers_pretraining_is_fine_tuned_with_the_encoder_it_has(name, trained, tiny_config, demo_folder):
+    pretraining = get(name)
+    small = TINY | {"train.crop": 2.56, "model.width": 8, "model.kernel": 3, "objective.pieces": 4, "data.prepared": str(demo_folder)}
+    pretraining.update_from_flattened_dict({field: value for field, value in small.items() if field in fields.flat(pretraining)})
+    fields.check(pretraining)
+    source, rows = trained(pretraining)
+    assert [(row["arm"], row["fold"]) for row in rows[::2]] == [("pretrain", "valid"), ("pretrain", "test")]
+    recognised = {metric for metric in rows[0]["metrics"] if metric.startswith("accuracy_")}
+    assert len(recognised) == {"vazquez_rodriguez2022": 0, "sarkar2020": 7, "wu2023": 3 * 6}[name]
+    config = tiny_config("finetune", PAPERS[name], init_from=str(source))
+    (line,) = fields.resolve(config, PAPERS[name])
+    fields.check(config)
+    assert f"; {pretraining.model.name} of " in line and f", as in {source}; " in line
+    assert config.model == pretraining.model
+    _, rows = trained(config)
+    assert rows[0]["arm"] == "pretrained" and rows[0]["metrics"]["mae"] > 0

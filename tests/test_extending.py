@@ -148,7 +148,7 @@ class Convolution(nn.Module):
         return Encoded((hidden,), num_steps, last)
 
 
-def make(model, dropout, step):
+def make(model, dropout, frontend):
     return Convolution(model.width)
 '''
 CORPUS = '''

@@ -1,6 +1,6 @@
 """Networks that turn features into representations: one file each, found by its name (`config.model.name`).
 
-A file `encoders/<name>.py` offers `make(model, dropout, step)`, where `model` is `config.model` and `step` the seconds of a model step; it
+A file `encoders/<name>.py` offers `make(model, dropout, frontend)`, where `model` is `config.model` and `frontend` knows the features; it
 returns a Flax module that is called as `Encoder` says. Its parameters are the subtree `encoder` of every objective's.
 """
 
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_emossl.data.frontend import Frontend
+from jax_emossl.errors import UserError
 from jax_emossl.layers import pool_statistics
 
 
@@ -19,7 +21,7 @@ class Encoded(NamedTuple):
     """What an encoder says of B rows.
 
     Attributes:
-      layers: representations (B, T, W) that heads read; the last is the network's output.
+      layers: representations (B, T, W) that heads read, of one W or several; the last is the network's output.
       num_steps: (B,) valid steps of each.
       summary: (B, W) one vector per row, where the network has one.
     """
@@ -33,9 +35,26 @@ class Encoded(NamedTuple):
         statistics = pool_statistics(self.layers, self.num_steps)
         return statistics if self.summary is None else jnp.concatenate([statistics, self.summary], -1)
 
+    def read(self, what: str) -> Float[Array, "b p"]:
+        """What a head is given: all that is `pooled` of the `encoder`, or its `summary` alone (UserError where it has none)."""
+        if what == "summary" and self.summary is None:
+            raise UserError(
+                "objective.reads is 'summary', but the encoder of model.name has none: choose conv_transformer or temporal_conv, or reads=encoder."
+            )
+        return self.summary if what == "summary" else self.pooled()
+
+    def part(self, i: int, of: int) -> "Encoded":
+        """The i-th of equal parts into which every representation's width falls: what an encoder of several `groups` says of one."""
+        summary = None if self.summary is None else jnp.split(self.summary, of, -1)[i]
+        return Encoded(tuple(jnp.split(layer, of, -1)[i] for layer in self.layers), self.num_steps, summary)
+
 
 class Encoder(Protocol):
-    """A Flax module; what it says of a row depends neither on other rows nor on padding."""
+    """A Flax module; what it says of a row depends neither on other rows nor on padding.
+
+    It may have `groups`: names of features' groups, each with its places among a frame's features. What it says of them then lies
+    side by side (`Encoded.part`).
+    """
 
     def __call__(
         self,
@@ -47,6 +66,6 @@ class Encoder(Protocol):
         """Encodes; steps that are `masked` are hidden before anything sees them."""
 
 
-def make(model: ml_collections.ConfigDict, dropout: float, step: float) -> nn.Module:
-    """The encoder that `model.name` names, for model steps of `step` seconds."""
-    return importlib.import_module(f"{__name__}.{model.name}").make(model, dropout, step)
+def make(model: ml_collections.ConfigDict, dropout: float, frontend: Frontend) -> nn.Module:
+    """The encoder that `model.name` names, for features that come through this frontend."""
+    return importlib.import_module(f"{__name__}.{model.name}").make(model, dropout, frontend)

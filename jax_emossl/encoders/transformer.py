@@ -3,9 +3,10 @@
 Shapes: B rows, T model steps, D input width, W model width, H heads.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders import Encoded
 from jax_emossl.layers import Dense, Dropout, valid_steps
 
@@ -32,6 +34,11 @@ def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     halves_swapped = jnp.roll(x, half, -1)
     return (x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)).astype(x.dtype)
+
+
+def in_steps(seconds: float, frontend: Frontend) -> float:
+    """A time scale in model steps; to four digits, since a hop measured a little differently must not make another program."""
+    return float(f"{seconds / frontend.step_seconds:.4g}")
 
 
 def slopes(heads: int, near: float, far: float) -> tuple[float, ...]:
@@ -120,16 +127,16 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer."""
+    """Pre-norm transformer layer; the module that `attention` makes mixes the valid steps."""
 
-    slopes: tuple[float, ...]
+    attention: Callable[[], nn.Module]
     dropout: float
-    dtype: str
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool) -> Float[Array, "b t w"]:
         drop = Dropout(self.dropout)
-        x = x + drop(Attention(self.slopes, self.dtype)(nn.LayerNorm()(x), valid), deterministic)
+        x = x + drop(self.attention()(nn.LayerNorm()(x), valid), deterministic)
         hidden = nn.gelu(Dense(4 * x.shape[-1], dtype=self.dtype)(nn.LayerNorm()(x)))
         return x + drop(Dense(x.shape[-1], dtype=self.dtype)(hidden), deterministic)
 
@@ -167,15 +174,15 @@ class Transformer(nn.Module):
             x = jnp.where(masked[..., None], mask_embedding, x)
         valid = valid_steps(num_steps, features.shape[1])
         layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer
+        attention = functools.partial(Attention, slopes(self.heads, self.near, self.far), self.dtype)
         outputs = [x]
         for i in range(self.layers):
-            x = layer(slopes(self.heads, self.near, self.far), self.dropout, self.dtype, name=f"layer_{i}")(x, valid, deterministic)
+            x = layer(attention, self.dropout, self.dtype, name=f"layer_{i}")(x, valid, deterministic)
             outputs.append(x)
         return Encoded(tuple(outputs), num_steps)
 
 
-def make(model: ml_collections.ConfigDict, dropout: float, step: float) -> Transformer:
+def make(model: ml_collections.ConfigDict, dropout: float, frontend: Frontend) -> Transformer:
     """The encoder of `config.model`."""
-    # A hop measured a little differently must not make another program.
-    near, far = (float(f"{seconds / step:.4g}") for seconds in (model.near, model.far))
+    near, far = in_steps(model.near, frontend), in_steps(model.far, frontend)
     return Transformer(model.width, model.layers, model.heads, near, far, dropout, model.dtype, model.remat)

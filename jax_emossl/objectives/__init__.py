@@ -118,6 +118,11 @@ class LabelledObjective(Objective, Protocol):
         """A scikit-learn model that reads fixed vectors out to `target`; `strength` is its inverse regularisation."""
 
 
+def fixed_keys(batch: Batch) -> jax.Array:
+    """What is drawn for a segment in evaluations depends on the segment alone, so that steps are compared on equal terms."""
+    return jax.vmap(lambda segment: jax.random.fold_in(jax.random.key(0), segment))(batch["segment"])
+
+
 def make(config: ml_collections.ConfigDict, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Objective:
     """The objective that `config.name` names."""
     return importlib.import_module(f"{__name__}.{config.name}").make(config, encoder, frontend, corpus)

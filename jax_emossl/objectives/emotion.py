@@ -48,12 +48,13 @@ class _Model(nn.Module):
     encoder: nn.Module
     outputs: int
     dropout: float
+    reads: str
 
     def setup(self):
         self.head = SegmentHead(self.outputs, self.dropout)
 
     def __call__(self, features, num_steps, functionals, location, scale, deterministic):
-        pooled = _beside(self.encoder(features, num_steps, None, deterministic).pooled(), functionals)
+        pooled = _beside(self.encoder(features, num_steps, None, deterministic).read(self.reads), functionals)
         return self.head((pooled - location) / scale, deterministic)
 
     def read(self, standardised):
@@ -68,10 +69,10 @@ def _beside(pooled: Float[Array, "b p"], functionals: Float[Array, "b q"] | None
 class _Emotion(Representation, LabelledObjective):
     """What both heads share.
 
-    The head reads the encoder's pooled representation less the location of its recording, over its scale, which the other segments
-    tell. These standards are those of the encoder as it was at the last evaluation, in training and in prediction alike. Speakers then
-    differ less, and one learning rate suits every encoder. The functionals of the whole segment, where the head reads them too, stand
-    beside it and are standardised alike.
+    The head reads the encoder's pooled representation (or its summary alone) less the location of its recording, over its scale, which
+    the other segments tell. These standards are those of the encoder as it was at the last evaluation, in training and in prediction
+    alike. Speakers then differ less, and one learning rate suits every encoder. The functionals of the whole segment, where the head
+    reads them too, stand beside it and are standardised alike.
     """
 
     emotions: tuple[str, ...]
@@ -108,7 +109,7 @@ class _Emotion(Representation, LabelledObjective):
 
     @property
     def _model(self) -> _Model:
-        return _Model(self.encoder, len(self.classes), self.dropout)
+        return _Model(self.encoder, len(self.classes), self.dropout, self.reads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +271,8 @@ def restore(
 
 def _answering(config, encoder, emotions, head, metric, classes, levels) -> Intensity | Category:
     own = encoder, emotions, classes, config.dropout, metric
-    reads = {"standards_prior": config.standards_prior, "reads_functionals": config.reads == "encoder+functionals"}
+    reads, _, beside = config.reads.partition("+")
+    read = {"standards_prior": config.standards_prior, "reads": reads, "reads_functionals": beside == "functionals"}
     if head == "intensity":
-        return Intensity(*own, levels, config.loss, **reads)
-    return Category(*own, **reads)
+        return Intensity(*own, levels, config.loss, **read)
+    return Category(*own, **read)

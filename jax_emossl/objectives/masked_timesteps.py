@@ -17,7 +17,7 @@ from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.layers import Dense
 from jax_emossl.metrics import Report
-from jax_emossl.objectives import Batch, Objective, Outputs, Params, Variables, regression_loss
+from jax_emossl.objectives import Batch, Objective, Outputs, Params, Variables, fixed_keys, regression_loss
 
 _QUANTILES = (0.05, 0.5, 0.95)
 _LAGS = (0.08, 0.16, 0.32, 0.64)  # s, of the autocorrelations
@@ -174,7 +174,7 @@ class MaskedTimesteps(Objective):
         return total, count, {"loss_of_reconstruction": reconstruction, **sums}
 
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
-        return self._sums(variables, batch, _fixed_keys(batch), None)
+        return self._sums(variables, batch, fixed_keys(batch), None)
 
     def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
         """Losses per masked step: of reconstruction, of the mean in its place, of the statistics if they are told, and the weighted total."""
@@ -183,13 +183,8 @@ class MaskedTimesteps(Objective):
 
     def illustrate(self, variables: Variables, batch: Batch) -> dict[str, np.ndarray]:
         """What masking leaves of each row, and what is made of it."""
-        masked, reconstructed, _ = self.reconstruct(variables, batch, _fixed_keys(batch))
+        masked, reconstructed, _ = self.reconstruct(variables, batch, fixed_keys(batch))
         return {"masked": np.asarray(masked), "reconstructed": np.asarray(reconstructed)}
-
-
-def _fixed_keys(batch: Batch) -> jax.Array:
-    """The mask of a segment depends on the segment alone, so that steps are compared on equal terms."""
-    return jax.vmap(lambda segment: jax.random.fold_in(jax.random.key(0), segment))(batch["segment"])
 
 
 def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> MaskedTimesteps:

@@ -1,0 +1,84 @@
+"""Pretrain as Wu, Daoudi & Amad 2023 (arXiv 2303.17611) do: recognise, in each modality, which transformation it has undergone.
+
+  python -m jax_emossl.main --config=configs/wu2023.py:nemo --workdir=runs/wu2023
+  python -m jax_emossl.main --config=configs/finetune.py:nemo --config.init_from=runs/wu2023
+
+From the paper: each modality's own convolutions and a transformer that modalities share, with their sizes; the original and five
+transformations, told apart by one softmax per modality, whose losses are summed; transfer frozen (train.strategy=probe) or fine-tuned.
+Here modalities are groups of features: prosody, voice quality and spectrum of one recording. Our own choices, which the paper's setting for other signals does not fix: everything else.
+
+A corpus may bring settings of its own (SETTINGS in jax_emossl/data/corpora); a run says at its start which. Flags win over both.
+"""
+
+import ml_collections
+
+
+def get_config(corpus: str = "") -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "train"  # file in tasks
+    config.seed = 0  # of parameters and batches
+    config.fixed = ("model.width", "model.layers")  # fields of this file that a corpus's settings leave as they are
+
+    config.data = data = ml_collections.ConfigDict()
+    data.corpus = corpus  # file in data/corpora; "" = demo (synthetic), unless features or prepared are given
+    data.features = ""  # .csd of features; "" = the corpus's own
+    data.labels = ""  # .csd of labels; "" = the corpus's own
+    data.folds = ""  # JSON of recording ids per fold, or cmu_mosei; "" = the corpus's own
+    data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
+    data.label_names = ""  # comma-separated names of the label columns, where the file has none
+    data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files
+    data.normalise_by = "recording"  # recording (all of it) | enrolment | neutral (drawn segments, not scored) | causal | none
+    data.enrolment = 8  # segments of each recording that are drawn, where some are
+    data.norm_prior = 180.0  # s; n s of a recording have weight n/(n + prior) against the training fold; inf = none
+    data.clip = 5.0  # normalised features are clipped to [-clip, clip]
+    data.pool = 0.02  # s that are averaged
+    data.stack = 0.04  # s of a model step: pooled frames side by side
+    data.resident = "auto"  # memory (all model steps on the devices) | mapped (batch by batch) | auto (memory where a comparison's fit)
+    data.loader = "memory"  # of mapped batches: memory | tf.data (the same, prepared in the background)
+    data.bucket_growth = 1.25  # ratio of successive padded lengths: smaller wastes less, compiles more
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "modalities"  # file in encoders
+    model.groups = ""  # names and features, as in pitch=F0*,VUV;rest=*; "" = prosody, voice and spectrum of eGeMAPS or COVAREP
+    model.width = 128  # channels of the shared transformer
+    model.layers = 1  # of the shared transformer
+    model.heads = 4
+    model.near = 0.08  # s; as in pretrain.py, between the tokens of all groups; own choice
+    model.far = 0.32  # s; likewise
+    model.conv_layers = 2  # of each group
+    model.channels = 16  # of these
+    model.kernel = 6  # model steps of these
+
+    config.objective = objective = ml_collections.ConfigDict()
+    objective.name = "transformation_recognition"  # file in objectives
+    objective.transformations = ("original", "noise", "permutation", "time_warp", "crop_and_resize", "magnitude_warp")  # to recognise
+    objective.weights = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # of the rows under each
+    objective.heads = "softmax"  # binary: one per transformation | softmax: one over all, for each of the encoder's groups of features
+    objective.reads = "encoder"  # what heads read: encoder (every layer and the summary) | summary (alone); own choice
+    objective.width = 128  # of each head's two hidden layers; own choice
+    objective.dropout = 0.6  # in the heads; own choice
+    objective.noise = 15.0  # dB, of the row's power over the noise's
+    objective.scaling = 1.1  # factor; not among these
+    objective.pieces = 10  # of a permutation
+    objective.warp_pieces = 9  # of a time warp
+    objective.warp = 1.05  # factor by which a random half of them is stretched, the others squeezed
+    objective.crop = 0.7  # share of the row that is left and resized; own choice
+    objective.magnitude = 0.2  # deviation of the factors of a magnitude warp
+
+    config.train = train = ml_collections.ConfigDict()
+    train.unlabelled = True  # also the training recordings' stretches without labels
+    train.share = 1.0  # of these segments, chosen at random: to ask how much data it takes
+    train.steps = 2000
+    train.batch_size = 32  # segments, each under every transformation, over all devices
+    train.accumulate = 1  # parts of a batch, one after another: less memory; each draws its own masks and dropout
+    train.crop = 2.56  # s; longest piece of a segment, at a random place; 0 = whole segments
+    train.dropout = 0.1  # in the encoder
+    train.learning_rate = 1e-3  # peak
+    train.warmup_steps = 100
+    train.weight_decay = 0.01
+    train.b2 = 0.98  # Adam's decay of the second moment
+    train.clip_norm = 1.0  # largest global norm of the gradient
+    train.eval_every = 250  # steps between evaluations on the validation fold, each with a checkpoint
+    train.patience = 0  # evaluations without a better one before stopping; 0 = never stop early
+    train.log_every = 50  # steps between logged training losses
+    return config
