@@ -45,6 +45,7 @@ class Member:
       params: initial parameters.
       rates: its learning rate, and when its encoder learns.
       crop: longest piece of a segment, in model steps; 0 = whole segments.
+      constants: initial ones of a pretext task.
     """
 
     seed: int
@@ -54,6 +55,7 @@ class Member:
     params: Params
     rates: Rates
     crop: int
+    constants: Params = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,14 +160,15 @@ class _Run:
         params = meshes.place_members(meshes.stack([member.params for member in self.members]), self.mesh)
         opt_state = meshes.place_members(_init(self.optimizer, self.mesh, params), self.mesh)
         progress = {"members": [_NO_PROGRESS] * len(self.members), "unlogged": []}
-        variables = self.with_constants(params)
+        constants = meshes.place_members(meshes.stack([member.constants for member in self.members]), self.mesh)
+        variables = self.with_standards({"params": params, "constants": constants})
         return Snapshot(0, variables, opt_state, jax.tree.map(jnp.copy, variables), progress)
 
-    def with_constants(self, params: Params) -> Variables:
-        """Variables whose constants are those of the encoder as it is now."""
-        reference = [member.reference for member in self.members]
+    def with_standards(self, variables: Variables) -> Variables:
+        """Variables whose constants, of objectives with a reference, are those of the encoder as it is now."""
+        reference, params = [member.reference for member in self.members], variables["params"]
         if None in reference:
-            return {"params": params, "constants": {}}
+            return variables
         outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident)
         own = [self.objective.constants(made, part.by_recording) for made, part in zip(outputs, reference, strict=True)]
         return {"params": params, "constants": meshes.place_members(meshes.stack(own), self.mesh)}
@@ -180,7 +183,11 @@ class _Run:
             return
         settings, growth, alone = self.config.train, self.config.data.bucket_growth, len(self.members) == 1
         longest = 0 if alone else max(padded_length(int(m.train.whole.lengths.max()), growth) for m in self.members)
-        samplers = [Sampler(m.train.lengths, settings.batch_size, m.crop, growth, longest) for m in self.members]
+        together = self.objective.together
+        samplers = [
+            Sampler(m.train.lengths, settings.batch_size, m.crop, growth, longest, m.train.by_recording.place, together)
+            for m in self.members
+        ]
         own = zip(self.members, samplers, strict=True)
         if self.resident:
             feeds = [_places(self.resident, m, s, range(step, stop)) for m, s in own]
@@ -193,10 +200,8 @@ class _Run:
     def advance(self, now: Snapshot, batch: Batch) -> tuple[Snapshot, dict]:
         """After one more step, and its sums (M,), still on the devices."""
         steps = meshes.replicate(self.resident.steps, self.mesh) if self.resident else None  # where they are already
-        shared, constants = (jnp.int32(now.step), steps), now.variables["constants"]
-        stacked = *self.fixed, constants, now.variables["params"], now.opt_state
-        params, opt_state, sums = _step(self.objective, self.optimizer, self.mesh, shared, *stacked, batch)
-        variables = {"params": params, "constants": constants}
+        stacked = *self.fixed, now.variables, now.opt_state
+        variables, opt_state, sums = _step(self.objective, self.optimizer, self.mesh, (jnp.int32(now.step), steps), *stacked, batch)
         return dataclasses.replace(now, step=now.step + 1, variables=variables, opt_state=opt_state), sums
 
     def settled(self, now: Snapshot, running: list, log: Scalars | None, bar: tqdm, due: bool) -> tuple[Snapshot, list]:
@@ -219,7 +224,7 @@ class _Run:
 
     def evaluated(self, now: Snapshot, log: Scalars | None) -> Snapshot:
         """After the validation of every member that is still trained."""
-        variables = self.with_constants(now.variables["params"])
+        variables = self.with_standards(now.variables)
         valid = [member.valid for member in self.members]
         outputs = predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident)
         judged = []
@@ -257,34 +262,32 @@ def _init(optimizer: Optimizer, mesh: Mesh, params: Params) -> Any:
     return meshes.each(lambda _, params: optimizer.transformation().init(params), mesh)((), params)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "optimizer", "mesh"), donate_argnames=("params", "opt_state"))
-def _step(objective, optimizer, mesh, shared, rates, keys, constants, params, opt_state, batch):
+@functools.partial(jax.jit, static_argnames=("objective", "optimizer", "mesh"), donate_argnames=("variables", "opt_state"))
+def _step(objective, optimizer, mesh, shared, rates, keys, variables, opt_state, batch):
     """One step of every member; all that follows `shared` is stacked."""
 
-    def member(shared, rates, key, constants, params, opt_state, batch):
+    def member(shared, rates, key, variables, opt_state, batch):
         step, steps = shared
-        return train_step(objective, optimizer, rates, key, constants, params, opt_state, step, with_features(steps, batch))
+        return train_step(objective, optimizer, rates, key, variables, opt_state, step, with_features(steps, batch))
 
-    *state, sums = meshes.each(member, mesh)(shared, rates, keys, constants, params, opt_state, batch)
+    *state, sums = meshes.each(member, mesh)(shared, rates, keys, variables, opt_state, batch)
     # They stay where they are, whatever the compiler would like better.
     return *jax.lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec("members"))), sums
 
 
-def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, key, constants: Params, params: Params, opt_state, step, batch):
+def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, key, variables: Variables, opt_state, step, batch):
     """One step of one member: the gradient of the global sum over the global count, however the batch is sharded."""
+    constants, progress = variables["constants"], (step + 1) / optimizer.steps
 
     def mean_loss(params):
-        variables, own_key, progress = (
-            {"params": params, "constants": constants},
-            jax.random.fold_in(key, step),
-            (step + 1) / optimizer.steps,
-        )
-        total, count, scalars = objective.loss(variables, batch, own_key, progress)
+        total, count, scalars = objective.loss({"params": params, "constants": constants}, batch, jax.random.fold_in(key, step), progress)
         return total / jnp.maximum(count, 1e-9), (total, count, scalars)
 
-    gradients, (total, count, scalars) = jax.grad(mean_loss, has_aux=True)(params)
-    params, opt_state = optimizer.apply(gradients, opt_state, params, rates, step)
-    return params, opt_state, {"loss": total, **scalars, "count": count, "gradient_norm": optax.global_norm(gradients)}
+    gradients, (total, count, scalars) = jax.grad(mean_loss, has_aux=True)(variables["params"])
+    params, opt_state = optimizer.apply(gradients, opt_state, variables["params"], rates, step)
+    constants = objective.follow({"params": params, "constants": constants}, progress)
+    sums = {"loss": total, **scalars, "count": count, "gradient_norm": optax.global_norm(gradients)}
+    return {"params": params, "constants": constants}, opt_state, sums
 
 
 @functools.partial(jax.jit, donate_argnames="old")

@@ -53,6 +53,8 @@ class Sampler:
       crop: longest piece of a segment, in model steps, at a random place; 0 never crops.
       growth: ratio of successive padded lengths (see `padded_length`).
       length: padded length of every batch that is not cropped; 0 = that of its bucket.
+      recordings: of every segment, as a number; needed where segments of one are to come `together`.
+      together: segments of one recording that follow one another in an epoch; what is left of a recording are fewer.
     """
 
     lengths: Int[np.ndarray, "s"]
@@ -60,6 +62,8 @@ class Sampler:
     crop: int = 0
     growth: float = 1.25
     length: int = 0
+    recordings: Int[np.ndarray, "s"] | None = None
+    together: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,6 +82,8 @@ class Sampler:
         """Segments in the order in which an epoch's batches hold them, and the order of the batches."""
         rng = np.random.default_rng((seed, epoch, 0))
         shuffled = rng.permutation(len(self.lengths))
+        if self.together > 1:
+            shuffled = shuffled[_beside_one_another(self.recordings[shuffled], self.together)]
         bucket = np.array([self.crop or padded_length(int(length), self.growth) for length in self.lengths[shuffled]])
         # Longest first, so that the filler rows of the last batch are short.
         return shuffled[np.argsort(-bucket, kind="stable")], rng.permutation(self.steps_per_epoch)
@@ -92,6 +98,15 @@ class Sampler:
             return Selection(segments, np.zeros_like(segments), weight, length)
         starts = rng.integers(0, np.maximum(lengths - self.crop, 0) + 1)
         return Selection(segments, starts, weight, self.crop)
+
+
+def _beside_one_another(recordings: Int[np.ndarray, "s"], together: int) -> Int[np.ndarray, "s"]:
+    """An order in which so many of a recording's segments follow the first of them; the first ones keep their order."""
+    by_recording = np.argsort(recordings, kind="stable")
+    _, count = np.unique(recordings, return_counts=True)
+    place = np.arange(len(recordings)) - np.repeat(np.cumsum(count) - count, count)  # within the recording
+    first = by_recording[np.arange(len(recordings)) - place % together]
+    return by_recording[np.argsort(first, kind="stable")]
 
 
 def in_order(lengths: Sequence[Int[np.ndarray, "s"]], batch_size: int, growth: float, devices: int = 1) -> Iterator[list[Selection]]:

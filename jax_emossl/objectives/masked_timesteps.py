@@ -16,33 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.layers import Dense, pool_statistics, valid_steps
+from jax_emossl.masking import span_masks
 from jax_emossl.metrics import Report
-from jax_emossl.objectives import Batch, Objective, Outputs, Params, Variables, regression_loss
+from jax_emossl.objectives import Batch, Outputs, Params, Stepwise, Variables, fixed_keys, regression_loss, summed
 
 _QUANTILES = (0.05, 0.5, 0.95)
 _LAGS = (0.08, 0.16, 0.32, 0.64)  # s, of the autocorrelations
 _STATISTICS_FROM = 0.3  # share of the training from which the weight of the statistics grows, linearly, to its full size at the end
 _SILENCE = 0.01  # variance that is added to a dimension's, so that one which hardly moves has no autocorrelation
-
-
-def span_mask(key: jax.Array, num_steps: Int[Array, ""], length: int, ratio: float, span: int) -> Bool[Array, "t"]:
-    """Masks about `ratio` of one row's valid steps, in spans of `span` steps.
-
-    The row is cut into spans at a random phase and a random choice of them is masked, so that neighbouring
-    ones may merge. Of two steps or more at least one stays visible; a row shorter than two spans has spans
-    of half its length. At least one step is masked.
-    """
-    phase_key, choice_key, count_key = jax.random.split(key, 3)
-    span = jnp.clip(num_steps // 2, 1, span)
-    phase = jax.random.randint(phase_key, (), 0, span)
-    block = (jnp.arange(length) + phase) // span
-    blocks = (num_steps - 1 + phase) // span + 1
-    count = jnp.floor(ratio * blocks + jax.random.uniform(count_key))
-    count = jnp.maximum(1, jnp.minimum(count, blocks - 1))
-    score = jax.random.uniform(choice_key, (length + 1,))
-    score = jnp.where(jnp.arange(length + 1) < blocks, score, 2.0)
-    rank = jnp.argsort(jnp.argsort(score))
-    return (rank[block] < count) & (jnp.arange(length) < num_steps)
 
 
 def crop_statistics(features: Float[Array, "b t d"], num_steps: Int[Array, "b"], lags: tuple[int, ...]) -> Float[Array, "b s"]:
@@ -88,7 +69,7 @@ class _Model(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedTimesteps(Objective):
+class MaskedTimesteps(Stepwise):
     """Reconstruction, judged on masked valid steps only.
 
     Attributes:
@@ -100,7 +81,6 @@ class MaskedTimesteps(Objective):
       lags: model steps of the autocorrelations among these.
     """
 
-    encoder: nn.Module
     dimension: int
     ratio: float
     span: int
@@ -120,56 +100,40 @@ class MaskedTimesteps(Objective):
         self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None = None
     ) -> tuple[Bool[Array, "b t"], Float[Array, "b t d"], Float[Array, "b s"] | None]:
         """A mask of every row, drawn from its key, and the features and statistics predicted under it."""
-        features, num_steps = batch["features"], jnp.asarray(batch["num_steps"])
-        masked = jax.vmap(lambda k, n: span_mask(k, n, features.shape[1], self.ratio, self.span))(keys, num_steps)
+        features, num_steps = batch["features"], batch["num_steps"]
+        masked = span_masks(keys, num_steps, features.shape[1], self.ratio, self.span)
         rngs = None if dropout is None else {"dropout": dropout}
         params = {"params": variables["params"]}
         return masked, *self._model.apply(params, features, num_steps, masked, dropout is None, rngs=rngs)
 
-    def _sums(self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> dict[str, Float[Array, "b"]]:
-        """Per row: summed loss over masked steps, the same for a prediction of 0 (the mean), their number, and the statistics' loss."""
+    def sums(self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> dict[str, Float[Array, "b"]]:
+        """Loss of the masked steps, of 0 (the mean) in their place, and of the statistics."""
         features, error = batch["features"], regression_loss(self.loss_name)
         masked, predicted, statistics = self.reconstruct(variables, batch, keys, dropout)
-        counted = masked & valid_steps(batch["num_steps"], features.shape[1])
-
-        def total(guess):
-            return jnp.sum(jnp.where(counted, error(guess, features).mean(-1), 0.0), 1)
-
-        count = counted.sum(1).astype(jnp.float32)
-        sums = {"loss": total(predicted), "loss_of_constant": total(jnp.zeros_like(features)), "masked_steps": count}
+        own, constant = (error(guess, features).mean(-1) for guess in (predicted, jnp.zeros_like(features)))
+        sums = summed(masked, loss=own, loss_of_constant=constant)
         if statistics is not None:
             told = error(statistics, crop_statistics(features, batch["num_steps"], self.lags)).mean(-1)
-            sums["loss_of_statistics"] = count * told  # a row weighs the same in both losses
+            sums["loss_of_statistics"] = sums["steps"] * told  # a row weighs the same in both losses
         return sums
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
-        mask_key, dropout = jax.random.split(key)
-        keys = jax.random.split(mask_key, len(batch["num_steps"]))
-        sums = {name: jnp.sum(batch["weight"] * x) for name, x in self._sums(variables, batch, keys, dropout).items()}
-        reconstruction, count = sums.pop("loss"), sums.pop("masked_steps")
+        reconstruction, count, sums = super().loss(variables, batch, key, progress)
         if not self.statistics_weight:
             return reconstruction, count, sums
         weight = self.statistics_weight * jnp.clip((progress - _STATISTICS_FROM) / (1 - _STATISTICS_FROM), 0, 1)
         total = reconstruction + weight * sums["loss_of_statistics"]
         return total, count, {"loss_of_reconstruction": reconstruction, **sums}
 
-    def predict(self, variables: Variables, batch: Batch) -> Outputs:
-        return self._sums(variables, batch, _fixed_keys(batch), None)
-
     def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
-        """Losses per masked step: of reconstruction, of the mean in its place, of the statistics if they are told, and the weighted total."""
-        means = {name: float(sums.sum() / outputs["masked_steps"].sum()) for name, sums in outputs.items() if name != "masked_steps"}
+        """Losses per masked step, and the weighted total."""
+        means, _ = super().evaluate(outputs, labels, calibration)
         return means | {"total_loss": means["loss"] + self.statistics_weight * means.get("loss_of_statistics", 0.0)}, {}
 
     def illustrate(self, variables: Variables, batch: Batch) -> dict[str, np.ndarray]:
         """What masking leaves of each row, and what is made of it."""
-        masked, reconstructed, _ = self.reconstruct(variables, batch, _fixed_keys(batch))
+        masked, reconstructed, _ = self.reconstruct(variables, batch, fixed_keys(batch))
         return {"masked": np.asarray(masked), "reconstructed": np.asarray(reconstructed)}
-
-
-def _fixed_keys(batch: Batch) -> jax.Array:
-    """The mask of a segment depends on the segment alone, so that steps are compared on equal terms."""
-    return jax.vmap(lambda segment: jax.random.fold_in(jax.random.key(0), segment))(batch["segment"])
 
 
 def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> MaskedTimesteps:
