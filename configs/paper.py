@@ -36,6 +36,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     model.width = 64  # channels
     model.layers = 3
     model.heads = 4
+    model.causal = False  # whether a step sees itself and those before it only, as future_prediction needs it
 
     config.pretrain = pretrain = ml_collections.ConfigDict()
 

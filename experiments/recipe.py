@@ -52,6 +52,7 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     model.width = 64  # channels
     model.layers = 3
     model.heads = 4
+    model.causal = False  # whether a step sees itself and those before it only, as future_prediction needs it
 
     config.pretrain = pretrain = ml_collections.ConfigDict()
 

@@ -6,6 +6,7 @@ import pytest
 from jax_emossl import encoders
 from jax_emossl.encoders import Encoded
 from jax_emossl.encoders.transformer import Transformer
+from jax_emossl.errors import UserError
 from jax_emossl.layers import pool_statistics
 from jax_emossl.objectives.emotion import Intensity
 from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
@@ -53,6 +54,13 @@ def batch():
 
 def test_the_config_names_the_encoder():
     assert encoders.make(MODEL, 0.1) == Transformer(width=16, layers=2, heads=4, dropout=0.1)
+
+
+def test_an_encoder_that_sees_ahead_is_refused_where_it_should_not(recurrent):
+    assert encoders.make(ml_collections.ConfigDict({**MODEL, "causal": True}), 0.0).causal
+    asked = ml_collections.ConfigDict({"name": "recurrent", "width": 8, "causal": True})
+    with pytest.raises(UserError, match="model.causal is True, but the encoder recurrent always sees ahead: choose another model.name"):
+        encoders.make(asked, 0.0)
 
 
 def test_heads_read_every_layers_statistics_and_the_summary_where_there_is_one():

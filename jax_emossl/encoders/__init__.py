@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_emossl.errors import UserError
 from jax_emossl.layers import pool_statistics
 
 
@@ -35,7 +36,13 @@ class Encoded(NamedTuple):
 
 
 class Encoder(Protocol):
-    """A Flax module; what it says of a row depends neither on other rows nor on padding."""
+    """A Flax module; what it says of a row depends neither on other rows nor on padding.
+
+    Attributes:
+      causal: whether what it says of a step depends on that step and those before it only; an encoder without that attribute sees ahead.
+    """
+
+    causal: bool = False
 
     def __call__(
         self,
@@ -48,5 +55,8 @@ class Encoder(Protocol):
 
 
 def make(model: ml_collections.ConfigDict, dropout: float) -> nn.Module:
-    """The encoder that `model.name` names."""
-    return importlib.import_module(f"{__name__}.{model.name}").make(model, dropout)
+    """The encoder that `model.name` names; UserError where it should be causal and cannot."""
+    encoder = importlib.import_module(f"{__name__}.{model.name}").make(model, dropout)
+    if model.get("causal", False) and not getattr(encoder, "causal", False):  # a run made before there was the field lacks it
+        raise UserError(f"model.causal is True, but the encoder {model.name} always sees ahead: choose another model.name.")
+    return encoder

@@ -27,14 +27,17 @@ def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
     return x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)
 
 
-def locality(length: int, heads: int) -> Float[Array, "h t t"]:
+def locality(length: int, heads: int, causal: bool = False) -> Float[Array, "h t t"]:
     """Bias of every head toward near steps: even heads look back, odd heads ahead, the later ones farther.
 
     Linear in the distance as in ALiBi (Press et al. 2022, arXiv 2108.12409), here with a direction. Without
-    it, learning to interpolate across a mask starts with a long plateau.
+    it, learning to interpolate across a mask starts with a long plateau. Where it is causal, all heads look
+    back, each farther than the one before, and no step sees one after it.
     """
     distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
     head = jnp.arange(heads)[:, None, None]
+    if causal:
+        return -(0.5 ** (1 + head)) * jnp.abs(distance) + _MASKED_SCORE * (distance > 0)
     ahead = jnp.where(head % 2 == 0, distance > 0, distance < 0)
     return -(0.5 ** (1 + 2 * (head // 2))) * jnp.abs(distance) - _WRONG_WAY * ahead
 
@@ -43,6 +46,7 @@ class Attention(nn.Module):
     """Multi-head self-attention over valid steps."""
 
     heads: int
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
@@ -50,7 +54,7 @@ class Attention(nn.Module):
         qkv = Dense(3 * width, name="qkv")(x).reshape(batch, length, 3, self.heads, width // self.heads)
         (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2]), 2, 0), qkv[:, :, 2]
         score = jnp.einsum("bqhk,bshk->bhqs", query / jnp.sqrt(query.shape[-1]), key)
-        score = score + locality(length, self.heads) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, None, :]
+        score = score + locality(length, self.heads, self.causal) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, None, :]
         weight = jax.nn.softmax(score)
         mixed = jnp.einsum("bhqs,bshk->bqhk", weight, value).reshape(batch, length, width)
         return Dense(width, name="out")(mixed)
@@ -61,22 +65,27 @@ class Layer(nn.Module):
 
     heads: int
     dropout: float
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool) -> Float[Array, "b t w"]:
         drop = Dropout(self.dropout)
-        x = x + drop(Attention(self.heads)(nn.LayerNorm()(x), valid), deterministic)
+        x = x + drop(Attention(self.heads, self.causal)(nn.LayerNorm()(x), valid), deterministic)
         hidden = nn.gelu(Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
         return x + drop(Dense(x.shape[-1])(hidden), deterministic)
 
 
 class Transformer(nn.Module):
-    """Frame projection, mask embedding, and pre-norm layers; returns the residual stream before the first and after every layer."""
+    """Frame projection, mask embedding, and pre-norm layers; returns the residual stream before the first and after every layer.
+
+    Where it is `causal`, what it says of a step depends on that step and those before it only.
+    """
 
     width: int
     layers: int
     heads: int
     dropout: float = 0.0
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -94,11 +103,11 @@ class Transformer(nn.Module):
         valid = valid_steps(num_steps, features.shape[1])
         outputs = [x]
         for i in range(self.layers):
-            x = Layer(self.heads, self.dropout, name=f"layer_{i}")(x, valid, deterministic)
+            x = Layer(self.heads, self.dropout, self.causal, name=f"layer_{i}")(x, valid, deterministic)
             outputs.append(x)
         return Encoded(tuple(outputs), num_steps)
 
 
 def make(model: ml_collections.ConfigDict, dropout: float) -> Transformer:
     """The encoder of `config.model`."""
-    return Transformer(model.width, model.layers, model.heads, dropout)
+    return Transformer(model.width, model.layers, model.heads, dropout, model.get("causal", False))
