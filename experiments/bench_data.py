@@ -111,21 +111,22 @@ def training(config_name: str, folder: str) -> dict:
 
     config, segments, sampler, experiment = _experiment(config_name, folder)
     objective, optimizer, rates = experiment.objective, Optimizer.make(config.train), Rates.make(config.train)
-    step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("params", "opt_state"))
+    step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("variables", "opt_state"))
     params, constants = jax.device_put(experiment.params()), {}
     if objective.labelled:  # any standards take the same time
         rows, width = len(standards.reference(segments, segments)), params["head"]["readout"]["kernel"].shape[0]
         overall = {"location": jnp.zeros(width), "scale": jnp.ones(width)}
         constants = {"overall": overall, "vectors": jnp.zeros((rows, width)), "order": jnp.arange(rows)}
     opt_state = optimizer.transformation().init(params)
+    variables = {"params": params, "constants": constants}
     host = list(in_memory(segments, sampler, 0, 0, _TRAIN_STEPS))
     batches, key = jax.device_put(host), jax.random.key(0)
     seconds = 0.0
     for _ in range(2):  # the first round compiles every length
         start = time.perf_counter()
         for step, batch in enumerate(batches):
-            params, opt_state, sums = step_of(objective, optimizer, rates, key, constants, params, opt_state, jnp.int32(step), batch)
-        jax.block_until_ready((params, sums))
+            variables, opt_state, sums = step_of(objective, optimizer, rates, key, variables, opt_state, jnp.int32(step), batch)
+        jax.block_until_ready((variables, sums))
         seconds = time.perf_counter() - start
     frames = sum(_frames(batch, experiment) for batch in host)
     return {"seconds": seconds, "frames_per_second": frames / seconds, "device": jax.devices()[0].device_kind}

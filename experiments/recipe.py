@@ -59,6 +59,7 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     model.far = 0.32  # s; the same of the pair that looks farthest; others lie between
     model.dtype = "float32"  # float32 | bfloat16, of products; parameters, softmax, norms and sums stay float32
     model.remat = False  # compute each layer anew for its gradient: less memory, a third more time
+    model.causal = False  # whether a step sees itself and those before it only, as future_prediction needs it
 
     config.pretrain = pretrain = ml_collections.ConfigDict()
 

@@ -26,11 +26,12 @@ def _shape(encoder: str, *more: str) -> dict[str, tuple]:
 
 
 # Of a number the smallest and the largest; of a text its choices, or the package whose files they are; of a tuple, for each in it.
-# Times are in seconds. The fields of an objective and of an encoder go by its name.
+# Times are in seconds. The fields of an encoder and of an objective go by its name, those of each part of a combined one, too.
 _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "task": "tasks",
     "model.name": "encoders",
-    "objective.name": "objectives",
+    "objective.name": lambda: [name for name in _modules("objectives") if name != "combined"],  # which names its parts
+    "objective.weight": (1e-6, 1e6),
     "fold": ("train", "valid", "test"),
     "compare.fold": ("valid", "test"),
     "compare.arms": lambda: [name for name, arm in ARMS.items() if arm.mechanism != "constant"],  # those there are when it is asked
@@ -50,12 +51,21 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "data.loader": ("memory", "tf.data"),
     "data.resident": ("auto", "memory", "mapped"),
     "data.bucket_growth": (1.01, 100),
-    "masked_timesteps.ratio": (0.001, 0.999),
+    **dict.fromkeys((f"{name}.ratio" for name in ("masked_timesteps", "agreement", "cluster_identities", "teacher")), (0.001, 0.999)),
+    **dict.fromkeys((f"{name}.loss" for name in ("masked_timesteps", "future_prediction", "alteration", "teacher")), ("l1", "l2", "huber")),
     "masked_timesteps.statistics_weight": (0, 1e6),
     "emotion.reads": ("encoder", "encoder+functionals", "summary", "summary+functionals"),
     "transformation_recognition.reads": ("encoder", "summary"),
+    "future_prediction.ahead": (1e-3, 3600),
+    "future_prediction.codes": (0, 100_000),
+    "alteration.share": (0.001, 0.999),
+    "alteration.noise": (0, 1e3),
+    **dict.fromkeys(("alteration.group", "alteration.noisy", "teacher.decay", "teacher.final_decay"), (0, 1)),
+    "agreement.temperature": (1e-3, 1e3),
+    "agreement.together": (2, 1_000_000),
+    "cluster_identities.clusters": (2, 100_000),
+    "teacher.layers": (1, 10_000),
     "emotion.head": ("auto", "intensity", "category"),
-    "masked_timesteps.loss": ("l1", "l2", "huber"),
     "emotion.loss": ("ordinal", "l1", "l2", "huber"),
     **dict.fromkeys(("emotion.dropout", "transformation_recognition.dropout", "train.dropout"), (0, 0.99)),
     "transformation_recognition.transformations": (
@@ -78,7 +88,10 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "transformation_recognition.warp": (1, 100),
     "transformation_recognition.crop": (0.01, 1),
     "transformation_recognition.magnitude": (0, 10),
-    **dict.fromkeys(("data.pool", "data.stack", "masked_timesteps.span"), (0, 3600)),
+    **dict.fromkeys(("data.pool", "data.stack"), (0, 3600)),
+    **dict.fromkeys(
+        (f"{name}.span" for name in ("masked_timesteps", "alteration", "agreement", "cluster_identities", "teacher")), (0, 3600)
+    ),
     **dict.fromkeys((f"{encoder}.{field}" for encoder in ("transformer", "modalities") for field in ("near", "far")), (1e-4, 3600)),
     "transformer.dtype": ("float32", "bfloat16"),
     **dict.fromkeys(("train.learning_rate", "compare.learning_rates"), (0, 1e30)),
@@ -120,9 +133,11 @@ def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> l
     for name, value in corpora.settings(data.corpus).items():
         if "compare" not in config:  # a training alone has the fields of its group at the top
             name = name.removeprefix("finetune." if "num_labels" in config else "pretrain.")
-        if name not in kept and flat(config).get(name, value) != value:
-            config_path.set_value(name, config, value)
-            changed.append(f"{name}={value}")
+        alike = [field for field in flat(config) if re.sub(r"objective\.\w+\.", "objective.", field) == name]  # of every objective listed
+        for field in alike:
+            if field not in kept and flat(config)[field] != value:
+                config_path.set_value(field, config, value)
+                changed.append(f"{field}={value}")
     words = {"train": "", "pretrain": " of pretraining", "finetune": " of fine-tuning"}
     steps = ", ".join(f"{config[g].get('train', config[g]).steps} steps{what}" for g, what in words.items() if g in config)
     shape = f"{config.model.get('layers')} layers, width {config.model.get('width')}"
@@ -233,11 +248,17 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
     """Every field by itself, that objectives and encoder have their own, and the two that make the model."""
     fields = flat(config)
     for name in (name for name in fields if name.endswith(("objective.name", "model.name"))):
-        _check_value(name, _key(fields, name), (fields[name],))
-        if lacking := [key for key in _ALLOWED if key.startswith(f"{fields[name]}.") and key not in {_key(fields, n) for n in fields}]:
+        parts, keys = fields[name].split("+") if "objective" in name else [fields[name]], {_key(fields, n) for n in fields}
+        _check_value(name, _key(fields, name), parts)
+        weights = [f"{name.removesuffix('name')}{part}.weight" for part in parts if len(parts) > 1]
+        lacking = [key for part in parts for key in _ALLOWED if key.startswith(f"{part}.") and key not in keys]
+        if lacking := [*lacking, *(weight for weight in weights if weight not in fields)]:
             raise UserError(f"{name} is '{fields[name]}', but this config lacks {lacking[0]}: take one that is made for it.")
+        if twice := [part for part in parts if parts.count(part) > 1]:
+            raise UserError(f"{name} is '{fields[name]}', which names {twice[0]} twice: name it once, and give its weight.")
     for name, value in fields.items():
-        _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
+        if not name.endswith("objective.name"):
+            _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
     if {"train": "train", "compare": "compare", "evaluate": "fold"}.get(config.task, "task") not in config:
         raise UserError(f"task is '{config.task}', but this config lacks its fields: take one that is made for it.")
     if "heads" in config.get("model", ()) and config.model.width % (2 * config.model.heads):
@@ -248,7 +269,15 @@ def _key(fields: Mapping[str, Any], name: str) -> str:
     """The name by which the table knows a field."""
     key = re.sub(r"^(pretrain|finetune)\.", "", name)
     group, _, last = key.partition(".")
-    return f"{fields.get(name.removesuffix(last) + 'name')}.{last}" if group in ("objective", "model") and last != "name" else key
+    if group not in ("objective", "model") or last == "name":
+        return key
+    if last.endswith(".weight"):
+        return "objective.weight"
+    return last if "." in last else f"{fields.get(name.removesuffix(last) + 'name')}.{last}"
+
+
+def _modules(package: str) -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(importlib.import_module(f"jax_emossl.{package}").__path__)]
 
 
 def _check_value(name: str, key: str, values: Sequence) -> None:
@@ -256,7 +285,7 @@ def _check_value(name: str, key: str, values: Sequence) -> None:
     if callable(allowed):
         allowed = allowed()
     if isinstance(allowed, str):
-        allowed = [module.name for module in pkgutil.iter_modules(importlib.import_module(f"jax_emossl.{allowed}").__path__)]
+        allowed = _modules(allowed)
     if not values and key.startswith("compare."):
         raise UserError(f"{name} is empty: name at least one.")
     for value in values if allowed else ():
@@ -321,6 +350,12 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         unread["data.enrolment"] = f"data.normalise_by is {by}"
     if by == NONE:
         unread |= {name: "data.normalise_by is none" for name in fields if name.endswith(("norm_prior", "standards_prior"))}
+    for name in (name for name in fields if name.endswith("objective.name")):
+        group, parts = name.removesuffix("name"), fields[name].split("+")
+        for field in (field for field in fields if field.startswith(group)):
+            part, listed, own = field.removeprefix(group).partition(".")
+            if listed and (part not in parts or (own == "weight" and len(parts) == 1)):
+                unread[field] = f"{name} is {fields[name]}"
     if fields.get("train.strategy", "probe-then-full") != "probe-then-full":
         unread["train.probe_steps"] = f"train.strategy is {config.train.strategy}"
     if config.task != "compare":

@@ -114,9 +114,11 @@ class Experiment:
     def member(self, train: Segments, valid: Segments, background: Segments) -> Member:
         """This training, for `loop.fit`; the `background` is the training fold, of which labels are not read."""
         reference = standards.reference(train, background) if self.objective.labelled else None
-        settings = self.config.train
+        settings, params = self.config.train, self.params()
         crop = self.frontend.steps(settings.crop)
-        return Member(self.config.seed, train, valid, reference, self.params(), Rates.make(settings), crop)
+        folds = dict.fromkeys(fold for corpus, _ in self.sources for fold in corpus.folds)
+        constants = {} if self.objective.labelled else self.objective.begin(params, self.segments(*folds))
+        return Member(self.config.seed, train, valid, reference, params, Rates.make(settings), crop, constants)
 
 
 @functools.partial(jax.jit, static_argnames="objective")

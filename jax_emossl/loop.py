@@ -46,6 +46,7 @@ class Member:
       params: initial parameters.
       rates: its learning rate, and when its encoder learns.
       crop: longest piece of a segment, in model steps; 0 = whole segments.
+      constants: initial ones of a pretext task.
     """
 
     seed: int
@@ -55,6 +56,7 @@ class Member:
     params: Params
     rates: Rates
     crop: int
+    constants: Params = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,14 +163,15 @@ class _Run:
         params = meshes.place_members(meshes.stack([member.params for member in self.members]), self.mesh)
         opt_state = meshes.place_members(_init(self.optimizer, self.mesh, params), self.mesh)
         progress = {"members": [_NO_PROGRESS] * len(self.members), "unlogged": []}
-        variables = self.with_constants(params)
+        constants = meshes.place_members(meshes.stack([member.constants for member in self.members]), self.mesh)
+        variables = self.with_standards({"params": params, "constants": constants})
         return Snapshot(0, variables, opt_state, jax.tree.map(jnp.copy, variables), progress)
 
-    def with_constants(self, params: Params) -> Variables:
-        """Variables whose constants are those of the encoder as it is now."""
-        reference = [member.reference for member in self.members]
+    def with_standards(self, variables: Variables) -> Variables:
+        """Variables whose constants, of objectives with a reference, are those of the encoder as it is now."""
+        reference, params = [member.reference for member in self.members], variables["params"]
         if None in reference:
-            return {"params": params, "constants": {}}
+            return variables
         outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident)
         rows = max(map(len, reference))  # of members that are stacked
         own = [
@@ -185,8 +188,10 @@ class _Run:
         """The batches (M, B, ...) of steps step..stop-1, placed."""
         if step == stop:
             return
-        growth = self.config.data.bucket_growth
-        samplers = [Sampler(m.train.lengths, self.config.train.batch_size, m.crop, growth) for m in self.members]
+        growth, together = self.config.data.bucket_growth, self.objective.together
+        samplers = [
+            Sampler(m.train.lengths, self.config.train.batch_size, m.crop, growth, m.train.basis[:, 1], together) for m in self.members
+        ]
         own = zip(self.members, samplers, strict=True)
         if self.resident:
             feeds = [_places(self.resident, m, s, range(step, stop)) for m, s in own]
@@ -199,11 +204,11 @@ class _Run:
     def advance(self, now: Snapshot, batch: Batch) -> tuple[Snapshot, dict]:
         """After one more step, and its sums (M,), still on the devices; nothing is sent to or fetched from them unasked."""
         steps = self.resident.steps if self.resident else None
-        shared, constants = meshes.replicate((np.int32(now.step), steps), self.mesh), now.variables["constants"]  # steps are there already
-        stacked = *self.fixed, constants, now.variables["params"], now.opt_state
+        shared = meshes.replicate((np.int32(now.step), steps), self.mesh)  # steps are there already
         with jax.transfer_guard("disallow"):
-            params, opt_state, sums = _step(self.objective, self.optimizer, self.mesh, shared, *stacked, batch)
-        variables = {"params": params, "constants": constants}
+            variables, opt_state, sums = _step(
+                self.objective, self.optimizer, self.mesh, shared, *self.fixed, now.variables, now.opt_state, batch
+            )
         return dataclasses.replace(now, step=now.step + 1, variables=variables, opt_state=opt_state), sums
 
     def settled(self, now: Snapshot, running: list, log: Scalars | None, bar: tqdm, due: bool) -> tuple[Snapshot, list]:
@@ -226,7 +231,7 @@ class _Run:
 
     def evaluated(self, now: Snapshot, log: Scalars | None) -> Snapshot:
         """After the validation of every member that is still trained."""
-        variables = self.with_constants(now.variables["params"])
+        variables = self.with_standards(now.variables)
         valid = [member.valid for member in self.members]
         outputs = predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident)
         judged = []
@@ -277,33 +282,35 @@ def _init(optimizer: Optimizer, mesh: Mesh, params: Params) -> Any:
     return meshes.each(lambda _, params: optimizer.transformation().init(params), mesh)((), params)
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "optimizer", "mesh"), donate_argnames=("params", "opt_state"))
-def _step(objective, optimizer, mesh, shared, rates, keys, constants, params, opt_state, batch):
+@functools.partial(jax.jit, static_argnames=("objective", "optimizer", "mesh"), donate_argnames=("variables", "opt_state"))
+def _step(objective, optimizer, mesh, shared, rates, keys, variables, opt_state, batch):
     """One step of every member; all that follows `shared` is stacked."""
 
-    def member(shared, rates, key, constants, params, opt_state, batch):
+    def member(shared, rates, key, variables, opt_state, batch):
         step, steps = shared
-        return train_step(objective, optimizer, rates, key, constants, params, opt_state, step, with_features(steps, batch))
+        return train_step(objective, optimizer, rates, key, variables, opt_state, step, with_features(steps, batch))
 
-    *state, sums = meshes.each(member, mesh)(shared, rates, keys, constants, params, opt_state, batch)
+    *state, sums = meshes.each(member, mesh)(shared, rates, keys, variables, opt_state, batch)
     # They stay where they are, whatever the compiler would like better.
     return *jax.lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec("members"))), sums
 
 
-def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, key, constants: Params, params: Params, opt_state, step, batch):
+def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, key, variables: Variables, opt_state, step, batch):
     """One step of one member: the gradient of the global sum over the global count, however the batch is sharded or cut into parts."""
+    constants, progress = variables["constants"], (step + 1) / optimizer.steps
 
     def part(batch: Batch, key: jax.Array) -> tuple[Params, dict[str, jax.Array]]:
         def summed(params):
-            total, count, scalars = objective.loss({"params": params, "constants": constants}, batch, key, (step + 1) / optimizer.steps)
+            total, count, scalars = objective.loss({"params": params, "constants": constants}, batch, key, progress)
             return total, {"loss": total, **scalars, "count": count}
 
-        return jax.grad(summed, has_aux=True)(params)
+        return jax.grad(summed, has_aux=True)(variables["params"])
 
     gradients, sums = _added_up(part, batch, jax.random.fold_in(key, step), optimizer.accumulate)
     gradients = jax.tree.map(lambda g: g / jnp.maximum(sums["count"], 1e-9), gradients)
-    params, opt_state = optimizer.apply(gradients, opt_state, params, rates, step)
-    return params, opt_state, {**sums, "gradient_norm": optax.global_norm(gradients)}
+    params, opt_state = optimizer.apply(gradients, opt_state, variables["params"], rates, step)
+    constants = objective.follow({"params": params, "constants": constants}, progress)
+    return {"params": params, "constants": constants}, opt_state, {**sums, "gradient_norm": optax.global_norm(gradients)}
 
 
 def _added_up(function: Callable, batch: Batch, key: jax.Array, parts: int) -> Any:

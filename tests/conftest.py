@@ -85,9 +85,8 @@ def tiny_config(demo_folder):
 
     def make(name, fields=(), **top):
         config = importlib.import_module(f"configs.{name}").get_config()
-        small = TINY | (
-            {"train.crop": 2.56, "objective.span": 0.64} if name == "pretrain" else {"train.probe_steps": 2, "train.epochs": 0.0}
-        )
+        pretraining = {"train.crop": 2.56} | ({"objective.span": 0.64} if "span" in config.objective else {})
+        small = TINY | ({"train.probe_steps": 2, "train.epochs": 0.0} if "num_labels" in config else pretraining)
         config.update_from_flattened_dict(small | {"data.prepared": str(demo_folder)} | dict(fields) | top)
         return config
 

@@ -62,6 +62,13 @@ def test_the_config_names_the_encoder():
     assert encoders.make(MODEL, 0.1, frontend) == Transformer(width=16, layers=2, heads=4, near=2.0, far=8.0, dropout=0.1)
 
 
+def test_an_encoder_that_sees_ahead_is_refused_where_it_should_not(recurrent):
+    assert encoders.make(ml_collections.ConfigDict({**MODEL, "causal": True}), 0.0).causal
+    asked = ml_collections.ConfigDict({"name": "recurrent", "width": 8, "causal": True})
+    with pytest.raises(UserError, match="model.causal is True, but the encoder recurrent always sees ahead: choose another model.name"):
+        encoders.make(asked, 0.0)
+
+
 def test_heads_read_every_layers_statistics_and_the_summary_where_there_is_one():
     layers = tuple(np.random.default_rng(0).normal(size=(2, 3, 7, 4)).astype(np.float32))
     num_steps, summary = np.array([7, 2, 4]), np.ones((3, 5), np.float32)

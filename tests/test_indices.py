@@ -73,6 +73,20 @@ def test_crops_lie_inside_and_move():
     assert len(set(starts[:, 3])) > 50
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=80).map(np.array), st.integers(2, 6))
+def test_segments_of_a_recording_come_together(recordings, together):
+    sampler = Sampler(np.full(len(recordings), 30), 7, crop=20, recordings=recordings, together=together)
+    shown = np.concatenate([s.segments[s.weight > 0] for s in sorted(epoch(sampler, 3), key=lambda s: -s.weight.sum())])
+    assert sorted(shown) == list(range(len(recordings)))  # still every segment once
+    order, _ = sampler._epoch(3, 0)
+    for recording in np.unique(recordings):
+        places = np.flatnonzero(recordings[order] == recording)
+        for first in range(0, len(places), together):  # groups of neighbours, but for what is left over
+            group = places[first : first + together]
+            assert np.ptp(group) == len(group) - 1
+
+
 def test_a_batch_is_a_pure_function_of_seed_and_step():
     lengths = np.random.default_rng(0).integers(1, 300, 100)
     steps = [7, 3, 1000, 3, 0]

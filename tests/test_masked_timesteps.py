@@ -10,61 +10,14 @@ import pytest
 
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders.transformer import Transformer
+from jax_emossl.masking import span_masks
 from jax_emossl.objectives import masked_timesteps
-from jax_emossl.objectives.masked_timesteps import MaskedTimesteps, span_mask
+from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
 
-LENGTH = 64
 OBJECTIVE = MaskedTimesteps(Transformer(width=16, layers=1, heads=2), dimension=6, ratio=0.5, span=3, loss_name="l1")
 NUM_STEPS = np.array([20, 9, 1, 14], np.int32)
 VALID = np.arange(20) < NUM_STEPS[:, None]
 KEY = jax.random.key(7)
-
-
-@functools.partial(jax.jit, static_argnames="rows")
-def masks(num_steps, ratio, span, rows):
-    keys = jax.random.split(jax.random.key(0), rows)
-    return jax.vmap(lambda key: span_mask(key, num_steps, LENGTH, ratio, span))(keys)
-
-
-def runs(mask):
-    """Lengths of the masked runs that touch neither end of the row."""
-    edges = np.flatnonzero(np.diff(mask.astype(int)))
-    starts, ends = edges[mask[edges + 1]], edges[~mask[edges + 1]]
-    return [end - start for start in starts for end in ends[ends > start][:1]]
-
-
-@pytest.mark.parametrize("ratio", [0.15, 0.5, 0.85])
-@pytest.mark.parametrize("span", [1, 5, 20])
-def test_a_mask_hides_and_shows_something_and_spares_the_padding(ratio, span):
-    for n in (1, 2, 3, 5, 8, 19, 40, LENGTH):
-        masked = np.asarray(masks(n, ratio, span, rows=300))
-        assert not masked[:, n:].any()
-        assert masked[:, :n].any(1).all()
-        if n > 1:
-            assert not masked[:, :n].all(1).any()
-
-
-@pytest.mark.parametrize(("number", "span"), [(1, 3), (7, 3), (40, 10), (40, 1)])
-def test_a_mask_does_not_depend_on_padding(number, span):
-    short, padded = (span_mask(KEY, number, length, 0.5, span)[:number] for length in (40, LENGTH))
-    np.testing.assert_array_equal(short, padded)
-
-
-@pytest.mark.parametrize(("ratio", "span"), [(0.15, 1), (0.5, 1), (0.85, 1), (0.15, 5), (0.5, 5), (0.75, 10)])
-def test_the_share_of_masked_steps_is_as_configured(ratio, span):
-    assert np.asarray(masks(LENGTH, ratio, span, rows=3000)).mean() == pytest.approx(ratio, abs=0.02)
-
-
-def test_every_step_is_masked_about_equally_often():
-    often = np.asarray(masks(50, 0.5, 5, rows=3000))[:, :50].mean(0)
-    assert often.min() > 0.42 and often.max() < 0.58
-
-
-@pytest.mark.parametrize("span", [1, 5])
-def test_steps_are_masked_in_whole_spans(span):
-    lengths = np.concatenate([runs(mask) for mask in np.asarray(masks(LENGTH, 0.3, span, rows=200))]).astype(int)
-    assert len(lengths) > 100 and not (lengths % span).any()
-    assert np.mean(lengths == span) > 0.5
 
 
 def batch(seed=0):
@@ -112,7 +65,7 @@ def predict(params, batch):
 def masked_in_loss():
     """The masks that the objective draws from `KEY`."""
     keys = jax.random.split(jax.random.split(KEY)[0], 4)
-    return np.asarray(jax.vmap(lambda k, n: span_mask(k, n, 20, 0.5, 3))(keys, NUM_STEPS))
+    return np.asarray(span_masks(keys, NUM_STEPS, 20, 0.5, 3))
 
 
 def test_the_loss_counts_masked_valid_steps_and_nothing_else(blind):
@@ -166,7 +119,7 @@ def test_padding_and_the_other_rows_never_change_a_segments_outputs(params):
     longer = np.pad(batch()["features"], ((0, 0), (0, 12), (0, 0)), constant_values=9.0)
     turned = {name: array[::-1] for name, array in batch().items()}
     alone = [predict(params, {name: array[i : i + 1] for name, array in batch().items()}) for i in range(4)]
-    for name in ("loss", "loss_of_constant", "masked_steps"):
+    for name in ("loss", "loss_of_constant", "steps"):
         np.testing.assert_allclose(predict(params, batch() | {"features": longer})[name], together[name], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(predict(params, turned)[name][::-1], together[name], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose([a[name][0] for a in alone], together[name], rtol=1e-5, atol=1e-5)
@@ -246,7 +199,7 @@ def test_what_fills_up_the_last_stack_does_not_count_in_statistics():
 
 
 def test_metrics_are_global_means_beside_the_constants():
-    outputs = {"loss": np.array([6.0, 2.0]), "loss_of_constant": np.array([9.0, 3.0]), "masked_steps": np.array([3.0, 1.0])}
+    outputs = {"loss": np.array([6.0, 2.0]), "loss_of_constant": np.array([9.0, 3.0]), "steps": np.array([3.0, 1.0])}
     means = {"loss": 2.0, "loss_of_constant": 3.0}
     assert OBJECTIVE.evaluate(outputs, np.zeros((2, 0)), None) == (means | {"total_loss": 2.0}, {})
     telling, outputs = dataclasses.replace(OBJECTIVE, statistics_weight=0.5), outputs | {"loss_of_statistics": np.array([3.0, 3.0])}
@@ -259,7 +212,7 @@ def test_metrics_are_global_means_beside_the_constants():
 def test_pictures_show_the_masks_and_reconstructions_that_an_evaluation_judges(params):
     pictures, outputs = OBJECTIVE.illustrate(variables(params), batch()), predict(params, batch())
     masked = np.asarray(pictures["masked"])
-    np.testing.assert_array_equal(masked.sum(1), outputs["masked_steps"])
+    np.testing.assert_array_equal(masked.sum(1), outputs["steps"])
     error = np.abs(pictures["reconstructed"] - batch()["features"]).mean(-1)
     np.testing.assert_allclose(np.where(masked, error, 0).sum(1), outputs["loss"], rtol=1e-5)
 

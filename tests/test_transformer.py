@@ -128,6 +128,25 @@ def test_padding_never_changes_what_the_band_says():
     np.testing.assert_allclose(attend(*longer, np.arange(116)[None] < 96, slopes(2, 1 / 3, 1))[:, :96], whole, atol=1e-5)
 
 
+def test_a_causal_encoder_never_sees_ahead(features, params):
+    causal = jax.jit(lambda x: jnp.stack(Transformer(width=16, layers=2, heads=2, causal=True).apply(params, x, NUM_STEPS).layers))
+    before = np.asarray(causal(features))
+    for step in (1, 4, 11):
+        future = features.copy()
+        future[:, step:] = 1e3
+        after = np.asarray(causal(future))
+        np.testing.assert_array_equal(after[:, :, :step], before[:, :, :step])
+        assert np.abs(after - before)[:, :, step].min(-1).max() > 0
+    assert not np.allclose(before, encode(params, features, NUM_STEPS))
+
+
+def test_heads_of_a_causal_encoder_all_look_back_each_farther():
+    distance = np.arange(-4, 5)[:, None]
+    bias = np.asarray(locality(distance, slopes(4, 2, 16, causal=True), causal=True))[:, :, 0]
+    np.testing.assert_allclose(bias[:, 3], [-0.5, -0.25, -0.125, -0.0625])
+    assert (bias[:, 5:] < -1e8).all()
+
+
 def test_dropout_acts_in_training_only(features, params):
     encoder = Transformer(width=16, layers=2, heads=2, dropout=0.5)
 

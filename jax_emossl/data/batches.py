@@ -84,7 +84,9 @@ class Segments:
         for name in ("_first", "_count", "_location", "_scale", "lengths", "recordings"):
             setattr(joined, name, np.concatenate([getattr(part, name) for part in parts]))
         joined.labels, joined.enrolled = np.zeros((len(joined), 0), np.float32), np.zeros(len(joined), bool)
-        joined.basis = np.zeros((len(joined), 3), np.int32)
+        first_segment = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+        own = [np.where(part.basis < 0, -1, part.basis + first) for part, first in zip(parts, first_segment, strict=False)]
+        joined.basis = np.concatenate(own)
         joined.__dict__.pop("functionals_of_whole", None)  # those of the first part alone
         joined.whole, joined.positions = joined, np.arange(len(joined))
         return joined

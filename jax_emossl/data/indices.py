@@ -52,12 +52,16 @@ class Sampler:
       batch_size: rows of every batch; the last of an epoch is filled with rows of weight 0.
       crop: longest piece of a segment, in model steps, at a random place, and longest batch; 0 never crops.
       growth: ratio of successive padded lengths (see `padded_length`).
+      recordings: of every segment, as a number; needed where segments of one are to come `together`.
+      together: segments of one recording that follow one another in an epoch; what is left of a recording are fewer.
     """
 
     lengths: Int[np.ndarray, "s"]
     batch_size: int
     crop: int = 0
     growth: float = 1.25
+    recordings: Int[np.ndarray, "s"] | None = None
+    together: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -76,6 +80,8 @@ class Sampler:
         """Segments in the order in which an epoch's batches hold them, and the order of the batches."""
         rng = np.random.default_rng((seed, epoch, 0))
         shuffled, order = rng.permutation(len(self.lengths)), rng.permutation(self.steps_per_epoch)
+        if self.together > 1:
+            shuffled = shuffled[_beside_one_another(self.recordings[shuffled], self.together)]
         if self.crop:
             return shuffled, order
         bucket = np.array([padded_length(int(length), self.growth) for length in self.lengths[shuffled]])
@@ -92,6 +98,15 @@ class Sampler:
             return Selection(segments, np.zeros_like(segments), weight, length)
         starts = rng.integers(0, np.maximum(lengths - self.crop, 0) + 1)
         return Selection(segments, starts, weight, min(length, self.crop))
+
+
+def _beside_one_another(recordings: Int[np.ndarray, "s"], together: int) -> Int[np.ndarray, "s"]:
+    """An order in which so many of a recording's segments follow the first of them; the first ones keep their order."""
+    by_recording = np.argsort(recordings, kind="stable")
+    _, count = np.unique(recordings, return_counts=True)
+    place = np.arange(len(recordings)) - np.repeat(np.cumsum(count) - count, count)  # within the recording
+    first = by_recording[np.arange(len(recordings)) - place % together]
+    return by_recording[np.argsort(first, kind="stable")]
 
 
 def in_order(lengths: Sequence[Int[np.ndarray, "s"]], batch_size: int, growth: float, devices: int = 1) -> Iterator[list[Selection]]:

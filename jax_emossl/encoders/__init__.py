@@ -54,7 +54,12 @@ class Encoder(Protocol):
 
     It may have `groups`: names of features' groups, each with its places among a frame's features. What it says of them then lies
     side by side (`Encoded.part`).
+
+    Attributes:
+      causal: whether what it says of a step depends on that step and those before it only; an encoder without that attribute sees ahead.
     """
+
+    causal: bool = False
 
     def __call__(
         self,
@@ -67,5 +72,8 @@ class Encoder(Protocol):
 
 
 def make(model: ml_collections.ConfigDict, dropout: float, frontend: Frontend) -> nn.Module:
-    """The encoder that `model.name` names, for features that come through this frontend."""
-    return importlib.import_module(f"{__name__}.{model.name}").make(model, dropout, frontend)
+    """The encoder that `model.name` names, for features that come through this frontend; UserError where it should be causal and cannot."""
+    encoder = importlib.import_module(f"{__name__}.{model.name}").make(model, dropout, frontend)
+    if model.get("causal", False) and not getattr(encoder, "causal", False):  # only some encoders have the field
+        raise UserError(f"model.causal is True, but the encoder {model.name} always sees ahead: choose another model.name.")
+    return encoder

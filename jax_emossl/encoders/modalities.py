@@ -98,7 +98,7 @@ class Modalities(nn.Module):
             tokens.append(Dense(self.width, name=f"{name}_projection")(x))
         # A step's tokens follow one another, so that near tokens are near in time.
         x, valid = jnp.stack(tokens, 2).reshape(batch, length * number, self.width), jnp.repeat(valid, number, 1)
-        attention = functools.partial(Attention, slopes(self.heads, number * self.near, number * self.far), "float32")
+        attention = functools.partial(Attention, slopes(self.heads, number * self.near, number * self.far))
         outputs = [x]
         for i in range(self.layers):
             x = Layer(attention, self.dropout, name=f"layer_{i}")(x, valid, deterministic)

@@ -41,25 +41,29 @@ def in_steps(seconds: float, frontend: Frontend) -> float:
     return float(f"{seconds / frontend.step_seconds:.4g}")
 
 
-def slopes(heads: int, near: float, far: float) -> tuple[float, ...]:
-    """By how much a head's bias falls per step: pairs of heads share the time scale, which grows from `near` to `far` steps."""
-    return tuple((1 / np.geomspace(near, far, -(-heads // 2))).repeat(2)[:heads].tolist())
+def slopes(heads: int, near: float, far: float, causal: bool = False) -> tuple[float, ...]:
+    """By how much a head's bias falls per step: its time scale grows from `near` to `far` steps; pairs share it, unless all look back."""
+    alike = 1 if causal else 2
+    return tuple((1 / np.geomspace(near, far, -(-heads // alike))).repeat(alike)[:heads].tolist())
 
 
-def locality(distance: Int[Array, "s q"], slopes: Sequence[float]) -> Float[Array, "h s q"]:
+def locality(distance: Int[Array, "s q"], slopes: Sequence[float], causal: bool = False) -> Float[Array, "h s q"]:
     """Bias of every head toward near steps, from the steps by which a key is ahead of a query: even heads look back, odd heads ahead.
 
     Linear in the distance as in ALiBi (Press et al. 2022, arXiv 2108.12409), here with a direction. Without
-    it, learning to interpolate across a mask starts with a long plateau.
+    it, learning to interpolate across a mask starts with a long plateau. Where it is causal, all heads look
+    back, and no step sees one after it.
     """
+    fall = -np.array(slopes, np.float32)[:, None, None] * jnp.abs(distance)
+    if causal:
+        return fall + _MASKED_SCORE * (distance > 0)
     head = np.arange(len(slopes))[:, None, None]
-    wrong_way = jnp.where(head % 2 == 0, distance > 0, distance < 0)
-    return -np.array(slopes, np.float32)[:, None, None] * jnp.abs(distance) - _WRONG_WAY * wrong_way
+    return fall - _WRONG_WAY * jnp.where(head % 2 == 0, distance > 0, distance < 0)
 
 
 def attend(
     query: Float[Array, "b t h k"], key: Float[Array, "b t h k"], value: Float[Array, "b t h k"],
-    valid: Bool[Array, "b t"], slopes: Sequence[float],
+    valid: Bool[Array, "b t"], slopes: Sequence[float], causal: bool = False,
 ) -> Float[Array, "b t h k"]:  # fmt: skip
     """Softmax attention over valid steps with the bias toward near ones, at a cost that grows with the length, not with its square.
 
@@ -75,17 +79,17 @@ def attend(
     for chunk, heads in itertools.groupby(range(len(chunks)), chunks.__getitem__):
         first, *_, last = [*heads] * 2
         own, mixed = slice(first, last + 1), _in_band if chunk else _in_full
-        parts.append(mixed(*(x[:, :, own] for x in (query, key, value)), valid, slopes[own], chunk))
+        parts.append(mixed(*(x[:, :, own] for x in (query, key, value)), valid, slopes[own], chunk, causal))
     return jnp.concatenate(parts, 2)
 
 
-def _in_full(query, key, value, valid, slopes, _):
+def _in_full(query, key, value, valid, slopes, _, causal):
     steps = jnp.arange(query.shape[1])
-    bias = locality(steps[:, None] - steps[None, :], slopes) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, :, None]
+    bias = locality(steps[:, None] - steps[None, :], slopes, causal) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, :, None]
     return _mix(query, key, value, bias)
 
 
-def _in_band(query, key, value, valid, slopes, chunk):
+def _in_band(query, key, value, valid, slopes, chunk, causal):
     length, missing = query.shape[1], -query.shape[1] % chunk
 
     def chunks(x):
@@ -97,7 +101,7 @@ def _in_band(query, key, value, valid, slopes, chunk):
         return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], 2)
 
     distance = jnp.arange(-chunk, 2 * chunk)[:, None] - jnp.arange(chunk)[None, :]
-    bias = locality(distance, slopes) + jnp.where(with_neighbours(valid), 0, _MASKED_SCORE)[:, :, None, :, None]
+    bias = locality(distance, slopes, causal) + jnp.where(with_neighbours(valid), 0, _MASKED_SCORE)[:, :, None, :, None]
     mixed = _mix(chunks(query), with_neighbours(key), with_neighbours(value), bias)
     return mixed.reshape(mixed.shape[0], -1, *mixed.shape[3:])[:, :length]
 
@@ -114,7 +118,8 @@ class Attention(nn.Module):
     """Multi-head self-attention over valid steps; a head has one of the slopes."""
 
     slopes: tuple[float, ...]
-    dtype: str
+    dtype: str = "float32"
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
@@ -122,7 +127,7 @@ class Attention(nn.Module):
         heads = len(self.slopes)
         qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x).reshape(batch, length, 3, heads, width // heads)
         (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2]), 2, 0), qkv[:, :, 2]
-        mixed = attend(query / jnp.sqrt(query.shape[-1]), key, value, valid, self.slopes).reshape(batch, length, width)
+        mixed = attend(query / jnp.sqrt(query.shape[-1]), key, value, valid, self.slopes, self.causal).reshape(batch, length, width)
         return Dense(width, dtype=self.dtype, name="out")(mixed)
 
 
@@ -148,6 +153,7 @@ class Transformer(nn.Module):
       near, far: steps at which attention falls by e, in the pair of heads that looks least and in that which looks most far.
       dtype: of the products of matrices; parameters, softmax, norms, sums and the residual stream are float32.
       remat: whether a layer's activations are computed anew for its gradient.
+      causal: whether what it says of a step depends on that step and those before it only; every head then looks farther back.
     """
 
     width: int
@@ -158,6 +164,7 @@ class Transformer(nn.Module):
     dropout: float = 0.0
     dtype: str = "float32"
     remat: bool = False
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -174,7 +181,7 @@ class Transformer(nn.Module):
             x = jnp.where(masked[..., None], mask_embedding, x)
         valid = valid_steps(num_steps, features.shape[1])
         layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer
-        attention = functools.partial(Attention, slopes(self.heads, self.near, self.far), self.dtype)
+        attention = functools.partial(Attention, slopes(self.heads, self.near, self.far, self.causal), self.dtype, self.causal)
         outputs = [x]
         for i in range(self.layers):
             x = layer(attention, self.dropout, self.dtype, name=f"layer_{i}")(x, valid, deterministic)
@@ -185,4 +192,4 @@ class Transformer(nn.Module):
 def make(model: ml_collections.ConfigDict, dropout: float, frontend: Frontend) -> Transformer:
     """The encoder of `config.model`."""
     near, far = in_steps(model.near, frontend), in_steps(model.far, frontend)
-    return Transformer(model.width, model.layers, model.heads, near, far, dropout, model.dtype, model.remat)
+    return Transformer(model.width, model.layers, model.heads, near, far, dropout, model.dtype, model.remat, model.causal)

@@ -1,9 +1,10 @@
 """What is learned: one file per objective, found by its name (`config.objective.name`).
 
-A file `objectives/<name>.py` offers `make(config, encoder, frontend, corpus)`, where `config` is `config.objective`; it returns an
-`Objective`, an immutable, hashable value.
+A file `objectives/<name>.py` offers `make(config, encoder, frontend, corpus)`, where `config` has its fields; it returns an `Objective`,
+an immutable, hashable value. Pretext tasks whose names are joined by + are learned together, by one encoder (`combined.py`).
 """
 
+import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
@@ -35,17 +37,27 @@ class Objective(Protocol):
       selection: the validation metric by which steps are chosen.
       labelled: whether it is a `LabelledObjective`.
       reads_functionals: whether its batches hold the `functionals` of whole segments (B, Q).
+      together: segments of one recording, where it has so many, that follow one another in batches.
     """
 
     selection: str
     labelled: bool = False
     reads_functionals: bool = False
+    together: int = 1
 
     def init(self, key: jax.Array, example: Batch) -> Params:
         """Random parameters for batches like `example`; the subtree `encoder` belongs to the shared encoder."""
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
         """Sum of the training loss, its count, and further sums to log (each divided by the count); `progress` is the share of steps done."""
+
+    def begin(self, params: Params, segments: Segments) -> Params:
+        """The constants of a pretext task before its first step, from the initial parameters and all segments, the held-out ones too."""
+        return {}
+
+    def follow(self, variables: Variables, progress: Array) -> Params:
+        """The constants after a step of the optimiser, which has moved the parameters only; they stay unless an objective says otherwise."""
+        return variables["constants"]
 
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
         """Outputs per row, independent of the other rows and of padding."""
@@ -118,14 +130,53 @@ class LabelledObjective(Objective, Protocol):
         """A scikit-learn model that reads fixed vectors out to `target`; `strength` is its inverse regularisation."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Stepwise(Objective):
+    """A pretext task whose loss is a mean over some steps of every row; what it says of a row is in `sums`."""
+
+    encoder: nn.Module
+    selection = "loss"
+
+    def sums(self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> dict[str, Float[Array, "b ..."]]:
+        """Per row, as `summed` gives them: `loss`, whatever else is reported, and the number of `steps`.
+
+        What is drawn for a row comes from its key, so that it depends on no other; without the key of `dropout` there is none. What has
+        further axes is for evaluations alone.
+        """
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
+        row_key, dropout = jax.random.split(key)
+        keys = jax.random.split(row_key, len(batch["num_steps"]))
+        own = self.sums(variables, batch, keys, dropout)
+        sums = {name: jnp.sum(batch["weight"] * x) for name, x in own.items() if x.ndim == 1}
+        return sums.pop("loss"), sums.pop("steps"), sums
+
+    def predict(self, variables: Variables, batch: Batch) -> Outputs:
+        return self.sums(variables, batch, fixed_keys(batch), None)
+
+    def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
+        """Means per step."""
+        steps = outputs["steps"].sum()
+        if not steps:
+            raise UserError(f"No segment of a fold is long enough for {type(self).__name__}: correct the folds or its durations.")
+        return {name: float(x.sum() / steps) for name, x in outputs.items() if x.ndim == 1 and name != "steps"}, {}
+
+
+def summed(counted: Bool[Array, "b t"], **errors: Float[Array, "b t"]) -> dict[str, Float[Array, "b"]]:
+    """Per row, errors summed over the steps that are counted, and the number of these, `steps`, unless it is given what each counts for."""
+    own = {"steps": jnp.ones(counted.shape, jnp.float32)} | errors
+    return {name: jnp.sum(jnp.where(counted, values, 0.0), 1) for name, values in own.items()}
+
+
 def fixed_keys(batch: Batch) -> jax.Array:
     """What is drawn for a segment in evaluations depends on the segment alone, so that steps are compared on equal terms."""
     return jax.vmap(lambda segment: jax.random.fold_in(jax.random.key(0), segment))(batch["segment"])
 
 
 def make(config: ml_collections.ConfigDict, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Objective:
-    """The objective that `config.name` names."""
-    return importlib.import_module(f"{__name__}.{config.name}").make(config, encoder, frontend, corpus)
+    """The objective that `config.name` names; its fields are those of `config` or, where this lists several objectives, of its group."""
+    name = "combined" if "+" in config.name else config.name
+    return importlib.import_module(f"{__name__}.{name}").make(config.get(name, config), encoder, frontend, corpus)
 
 
 def restore(config: ml_collections.ConfigDict, encoder: nn.Module, **card: Any) -> LabelledObjective:

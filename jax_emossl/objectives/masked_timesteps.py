@@ -16,33 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.layers import Dense
+from jax_emossl.masking import span_masks
 from jax_emossl.metrics import Report
-from jax_emossl.objectives import Batch, Objective, Outputs, Params, Variables, fixed_keys, regression_loss
+from jax_emossl.objectives import Batch, Outputs, Params, Stepwise, Variables, fixed_keys, regression_loss, summed
 
 _QUANTILES = (0.05, 0.5, 0.95)
 _LAGS = (0.08, 0.16, 0.32, 0.64)  # s, of the autocorrelations
 _STATISTICS_FROM = 0.3  # share of the training from which the weight of the statistics grows, linearly, to its full size at the end
 _SILENCE = 0.01  # variance that is added to a dimension's, so that one which hardly moves has no autocorrelation
-
-
-def span_mask(key: jax.Array, num_steps: Int[Array, ""], length: int, ratio: float, span: int) -> Bool[Array, "t"]:
-    """Masks about `ratio` of one row's valid steps, in spans of `span` steps.
-
-    The row is cut into spans at a random phase and a random choice of them is masked, so that neighbouring
-    ones may merge. Of two steps or more at least one stays visible; a row shorter than two spans has spans
-    of half its length. At least one step is masked.
-    """
-    phase_key, choice_key, count_key = jax.random.split(key, 3)
-    span = jnp.clip(num_steps // 2, 1, span)
-    phase = jax.random.randint(phase_key, (), 0, span)
-    block = (jnp.arange(length) + phase) // span
-    blocks = (num_steps - 1 + phase) // span + 1
-    count = jnp.floor(ratio * blocks + jax.random.uniform(count_key))
-    count = jnp.maximum(1, jnp.minimum(count, blocks - 1))
-    score = jax.random.uniform(choice_key, (length + 1,))
-    score = jnp.where(jnp.arange(length + 1) < blocks, score, 2.0)
-    rank = jnp.argsort(jnp.argsort(score))
-    return (rank[block] < count) & (jnp.arange(length) < num_steps)
 
 
 def steps_per_dimension(num_frames: Int[Array, "b"], stack: int, dimension: int) -> Int[Array, "b d"]:
@@ -101,7 +82,7 @@ class _Model(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedTimesteps(Objective):
+class MaskedTimesteps(Stepwise):
     """Reconstruction, judged on masked valid steps only.
 
     Attributes:
@@ -114,7 +95,6 @@ class MaskedTimesteps(Objective):
       stack: pooled frames of a model step. What fills up the last one is neither reconstructed nor counted in statistics.
     """
 
-    encoder: nn.Module
     dimension: int
     ratio: float
     span: int
@@ -135,50 +115,36 @@ class MaskedTimesteps(Objective):
         self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None = None
     ) -> tuple[Bool[Array, "b t"], Float[Array, "b t d"], Float[Array, "b s"] | None]:
         """A mask of every row, drawn from its key, and the features and statistics predicted under it."""
-        features, num_steps = batch["features"], jnp.asarray(batch["num_steps"])
-        masked = jax.vmap(lambda k, n: span_mask(k, n, features.shape[1], self.ratio, self.span))(keys, num_steps)
+        features, num_steps = batch["features"], batch["num_steps"]
+        masked = span_masks(keys, num_steps, features.shape[1], self.ratio, self.span)
         rngs = None if dropout is None else {"dropout": dropout}
         params = {"params": variables["params"]}
         return masked, *self._model.apply(params, features, num_steps, masked, dropout is None, rngs=rngs)
 
-    def _sums(self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> dict[str, Float[Array, "b"]]:
-        """Per row: summed loss over masked steps, the same for a prediction of 0 (the mean), their number, and the statistics' loss.
-
-        A step that is filled up counts as far as it has frames.
-        """
+    def sums(self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> dict[str, Float[Array, "b"]]:
+        """Loss of the masked steps, of 0 (the mean) in their place, and of the statistics; a step counts as far as it has frames."""
         features, error = batch["features"], regression_loss(self.loss_name)
         masked, predicted, statistics = self.reconstruct(variables, batch, keys, dropout)
         counts = steps_per_dimension(batch["num_frames"], self.stack, self.dimension)
-        counted = masked[..., None] & valid_values(counts, features.shape[1])
-
-        def total(guess):
-            return jnp.sum(jnp.where(counted, error(guess, features), 0.0), (1, 2)) / self.dimension
-
-        count = counted.sum((1, 2)) / self.dimension
-        sums = {"loss": total(predicted), "loss_of_constant": total(jnp.zeros_like(features)), "masked_steps": count}
+        there = valid_values(counts, features.shape[1])
+        own, constant = (jnp.where(there, error(guess, features), 0.0).mean(-1) for guess in (predicted, jnp.zeros_like(features)))
+        sums = summed(masked, loss=own, loss_of_constant=constant, steps=there.mean(-1))
         if statistics is not None:
             off = error(statistics, crop_statistics(features, counts, self.lags)).reshape(len(features), -1, self.dimension).mean(1)
-            told = jnp.mean(off, 1, where=counts > 0)
-            sums["loss_of_statistics"] = count * told  # a row weighs the same in both losses
+            sums["loss_of_statistics"] = sums["steps"] * jnp.mean(off, 1, where=counts > 0)  # a row weighs the same in both losses
         return sums
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array, progress: float = 1.0) -> tuple[Array, Array, dict[str, Array]]:
-        mask_key, dropout = jax.random.split(key)
-        keys = jax.random.split(mask_key, len(batch["num_steps"]))
-        sums = {name: jnp.sum(batch["weight"] * x) for name, x in self._sums(variables, batch, keys, dropout).items()}
-        reconstruction, count = sums.pop("loss"), sums.pop("masked_steps")
+        reconstruction, count, sums = super().loss(variables, batch, key, progress)
         if not self.statistics_weight:
             return reconstruction, count, sums
         weight = self.statistics_weight * jnp.clip((progress - _STATISTICS_FROM) / (1 - _STATISTICS_FROM), 0, 1)
         total = reconstruction + weight * sums["loss_of_statistics"]
         return total, count, {"loss_of_reconstruction": reconstruction, **sums}
 
-    def predict(self, variables: Variables, batch: Batch) -> Outputs:
-        return self._sums(variables, batch, fixed_keys(batch), None)
-
     def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
-        """Losses per masked step: of reconstruction, of the mean in its place, of the statistics if they are told, and the weighted total."""
-        means = {name: float(sums.sum() / outputs["masked_steps"].sum()) for name, sums in outputs.items() if name != "masked_steps"}
+        """Losses per masked step, and the weighted total."""
+        means, _ = super().evaluate(outputs, labels, calibration)
         return means | {"total_loss": means["loss"] + self.statistics_weight * means.get("loss_of_statistics", 0.0)}, {}
 
     def illustrate(self, variables: Variables, batch: Batch) -> dict[str, np.ndarray]:

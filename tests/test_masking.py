@@ -1,0 +1,56 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_emossl.masking import span_mask, span_masks
+
+LENGTH = 64
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def masks(num_steps, ratio, span, rows):
+    return span_masks(jax.random.split(jax.random.key(0), rows), jnp.full(rows, num_steps), LENGTH, ratio, span)
+
+
+def runs(mask):
+    """Lengths of the masked runs that touch neither end of the row."""
+    edges = np.flatnonzero(np.diff(mask.astype(int)))
+    starts, ends = edges[mask[edges + 1]], edges[~mask[edges + 1]]
+    return [end - start for start in starts for end in ends[ends > start][:1]]
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.5, 0.85])
+@pytest.mark.parametrize("span", [1, 5, 20])
+def test_a_mask_hides_and_shows_something_and_spares_the_padding(ratio, span):
+    for n in (1, 2, 3, 5, 8, 19, 40, LENGTH):
+        masked = np.asarray(masks(n, ratio, span, rows=300))
+        assert not masked[:, n:].any()
+        assert masked[:, :n].any(1).all()
+        if n > 1:
+            assert not masked[:, :n].all(1).any()
+
+
+@pytest.mark.parametrize(("number", "span"), [(1, 3), (7, 3), (40, 10), (40, 1)])
+def test_a_mask_does_not_depend_on_padding(number, span):
+    short, padded = (span_mask(jax.random.key(7), number, length, 0.5, span)[:number] for length in (40, LENGTH))
+    np.testing.assert_array_equal(short, padded)
+
+
+@pytest.mark.parametrize(("ratio", "span"), [(0.15, 1), (0.5, 1), (0.85, 1), (0.15, 5), (0.5, 5), (0.75, 10)])
+def test_the_share_of_masked_steps_is_as_configured(ratio, span):
+    assert np.asarray(masks(LENGTH, ratio, span, rows=3000)).mean() == pytest.approx(ratio, abs=0.02)
+
+
+def test_every_step_is_masked_about_equally_often():
+    often = np.asarray(masks(50, 0.5, 5, rows=3000))[:, :50].mean(0)
+    assert often.min() > 0.42 and often.max() < 0.58
+
+
+@pytest.mark.parametrize("span", [1, 5])
+def test_steps_are_masked_in_whole_spans(span):
+    lengths = np.concatenate([runs(mask) for mask in np.asarray(masks(LENGTH, 0.3, span, rows=200))]).astype(int)
+    assert len(lengths) > 100 and not (lengths % span).any()
+    assert np.mean(lengths == span) > 0.5
