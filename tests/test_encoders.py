@@ -101,7 +101,7 @@ ENCODERS = {
     "transformer": Transformer(width=8, layers=1, heads=2),
     "conv_transformer": ConvTransformer(width=8, layers=1, heads=2, conv_layers=2, kernel=4),
     "temporal_conv": TemporalConv(width=4, layers=3, kernel=6),
-    "modalities": Modalities((("a", (0, 2)), ("b", (1,))), width=8, layers=1, heads=2, conv_layers=2, channels=4, kernel=4),
+    "modalities": Modalities((("a", (0, 2)), ("b", (1,))), width=8, layers=1, heads=2, conv_layers=2, channels=4, kernel=4, near=2.0, far=8.0),
 }
 
 
@@ -164,7 +164,7 @@ def test_dropout_acts_in_training_only():
     for encoder in (
         ConvTransformer(8, 1, 2, 1, 3, 0.5),
         TemporalConv(8, 2, 4, 0.5),
-        Modalities((("a", (0, 1, 2)),), 8, 1, 2, 1, 4, 3, 0.5),
+        Modalities((("a", (0, 1, 2)),), 8, 1, 2, 1, 4, 3, 2.0, 8.0, 0.5),
     ):
 
         @jax.jit

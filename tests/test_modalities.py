@@ -43,7 +43,7 @@ def test_unknown_features_need_groups_of_their_own():
 
 
 def test_a_groups_convolutions_see_its_own_features_in_every_frame_of_a_step():
-    encoder = Modalities((("a", (0, 2)), ("b", (1,))), width=8, layers=1, heads=2, conv_layers=1, channels=4, kernel=3)
+    encoder = Modalities((("a", (0, 2)), ("b", (1,))), width=8, layers=1, heads=2, conv_layers=1, channels=4, kernel=3, near=2.0, far=8.0)
     features = np.random.default_rng(0).normal(size=(2, 6, 6)).astype(np.float32)  # steps of two frames
     num_steps = np.array([6, 4])
     params = jax.jit(encoder.init)(jax.random.key(0), features, num_steps)

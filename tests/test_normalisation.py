@@ -108,10 +108,10 @@ def test_enrolment_alone_normalises_the_others(spoilt):
     (one, other) = spoilt(0, 6)
     _, segments = steps(one, "enrolment", 0.0)
     (drawn,) = np.flatnonzero(segments.enrolled)
-    scaling = [segments._scaling[place] for place in segments._scaled_by]
-    assert all(np.array_equal(scaling[0], own) for own in scaling)
+    location = segments._location[segments._scaled_by]
+    assert (location == location[0]).all()
     frames = one.fold("test").frames[one.fold("test").offsets[drawn] : one.fold("test").offsets[drawn + 1], 2]
-    np.testing.assert_allclose(scaling[0][0][2], np.nanmean(frames.astype(np.float64)), rtol=1e-5)
+    np.testing.assert_allclose(location[0, 2], np.nanmean(frames.astype(np.float64)), rtol=1e-5)
     rest = segments.take(np.flatnonzero(~segments.enrolled))
     assert rest.with_enrolment().positions.tolist() == [*rest.positions, drawn]
     np.testing.assert_array_equal(rest.with_enrolment().take(np.arange(2)).steps(1), rest.steps(1))

@@ -85,7 +85,7 @@ def test_accuracies_balance_rows_under_a_transformation_with_the_others():
 
 ENCODERS = {
     "heads": make(conv_transformer.ConvTransformer(8, 1, 2, 1, 3), reads="summary"),
-    "softmax of groups": make(modalities.Modalities(TWO, 8, 1, 2, 1, 4, 3), TWO, binary=False),
+    "softmax of groups": make(modalities.Modalities(TWO, 8, 1, 2, 1, 4, 3, 2.0, 8.0), TWO, binary=False),
 }
 
 
