@@ -107,7 +107,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     summary = _write(new, source, table, [file for file in files if file.name in frames], frames, divisions)
     os.rename(new, args.out)
     shutil.rmtree(scratch, ignore_errors=True)
-    print(f"{summary}\nCorpus: {args.out}; pretrain, train and compare on it with --config=configs/quickstart.py:{args.out}")
+    use, config = ("pretrain, train and compare", "quickstart") if table.emotions else ("pretrain", "pretrain")
+    print(f"{summary}\nCorpus: {args.out}; {use} on it with --config=configs/{config}.py:{args.out}")
 
 
 def _audio(args: argparse.Namespace) -> _Source:

@@ -87,7 +87,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     model = load_model(args.run)
     if not model.card.head:
         raise UserError(f"{args.run} is a pretraining, which says nothing of emotions: give the workdir of a fine-tuning.")
-    with new_folder(args.out, overwrite=False) as out:
+    with new_folder(args.out) as out:
         begun = time.perf_counter()
         sources = list(_recordings(model, args.run, args.inputs, _asked(args.segments)))
         encoded = time.perf_counter()

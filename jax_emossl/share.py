@@ -39,7 +39,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     model = load_model(args.workdir)
     shown = _results(args.workdir, args.comparison)
-    with new_folder(args.out, overwrite=False) as folder:
+    with new_folder(args.out) as folder:
         model.save(folder)
         difference = ""
         if model.card.head:

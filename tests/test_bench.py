@@ -3,8 +3,11 @@
 import importlib
 
 import pytest
+import soundfile
+from test_encode import RATE, tone
 
-from experiments import bench_data, bench_sweep
+from experiments import bench_data, bench_encode, bench_sweep
+from jax_emossl.data.audio import Extractor
 
 
 @pytest.mark.parametrize("name", ["pretrain", "scratch"])
@@ -30,3 +33,10 @@ def test_members_are_trained_together_or_one_by_one(side, tiny_config, monkeypat
 def test_trainings_that_are_not_timed_do_not_compile():
     assert bench_sweep.whole([9.0, 1.0, 3.0, 2.0], 16) == 15 + 12 * 2
     assert bench_sweep.whole([9.0], 1) == 9
+
+
+def test_encoding_is_timed_beside_opensmile(tmp_path):
+    for i in range(2):
+        soundfile.write(tmp_path / f"{i}.wav", tone(seed=i), RATE)
+    speeds = bench_encode.times_real_time(sorted(tmp_path.iterdir()), Extractor.installed(), rounds=1)
+    assert {"encode", "opensmile_package"} <= set(speeds) and min(speeds.values()) > 0

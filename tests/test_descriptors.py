@@ -42,11 +42,6 @@ def test_no_functional_is_computed():
         assert "instance[dataMemory]" in text and "cFunctionals" not in text and "cPitchShs" in text
 
 
-def test_a_rate_that_opensmile_cannot_describe():
-    with pytest.raises(RuntimeError):
-        Engine("eGeMAPSv02", 1)
-
-
 @pytest.mark.skipif("EMOSSL_DATA" not in os.environ, reason="EMOSSL_DATA is not set: real speech is not described")
 def test_real_speech_is_described_as_by_the_package_in_any_thread():
     extractor, smile = Extractor.installed(), by_the_package("eGeMAPSv02")

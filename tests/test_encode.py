@@ -209,7 +209,7 @@ def header(place, number):
         (lambda f: f.write_text("not sound"), "is no audio file that can be read"),
         (lambda f: soundfile.write(f, np.zeros(0), RATE), "holds no sound"),
         (lambda f: soundfile.write(f, np.zeros(RATE), RATE), r"is silent \(every sample is 0\)"),
-        (lambda f: soundfile.write(f, np.stack([tone(), -tone()], 1), RATE), r"is silent \(its channels cancel out\)"),
+        (lambda f: soundfile.write(f, np.stack([tone(), -tone()], 1), RATE, subtype="FLOAT"), r"is silent \(its channels cancel out\)"),
         (lambda f: soundfile.write(f, np.full(RATE, np.nan), RATE, subtype="FLOAT"), "samples that are not numbers"),
         (lambda f: soundfile.write(f, tone(0.01), RATE), "too short for a frame"),
         (damaged("b.wav", 0.3), "is truncated"),
@@ -217,7 +217,7 @@ def header(place, number):
         (damaged("b.flac", 0.5), "is no audio file that can be read"),
         (damaged("b.ogg", 0.5), "holds no sound"),
         (header(24, 0), "is no audio file that can be read"),
-        (lambda f: soundfile.write(f, tone(), 1), "cannot be described by openSMILE at 1 Hz"),
+        (lambda f: soundfile.write(f, tone(), 1), "has 1 samples per second where speech needs 2000"),
     ],
     ids=["empty", "text", "no samples", "silent", "opposite", "NaN", "10 ms", "WAV", "MP3", "FLAC", "OGG", "0 Hz", "1 Hz"],
 )  # fmt: skip
@@ -423,4 +423,5 @@ def test_the_command_prints_one_sentence_and_a_summary(recordings, tmp_path):
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
     made = subprocess.run([*command, str(recordings[0])], capture_output=True, text=True, check=True)
     assert "10 files" in made.stdout and "8 train, 2 valid, 0 test; no labels" in made.stdout
+    assert f"pretrain on it with --config=configs/pretrain.py:{tmp_path / 'corpus'}" in made.stdout
     assert prepared.is_prepared(tmp_path / "corpus") is False

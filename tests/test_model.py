@@ -121,6 +121,12 @@ def test_the_card_shows_the_intervals_of_a_comparison(finetuning, comparison, tm
     assert "pretrained less scratch [95 %]" in card and "(SYNTHETIC)" in card and "license: unknown" in card and "fill in" in card
 
 
+def test_a_folder_that_exists_is_left_alone(finetuning, tmp_path):
+    with pytest.raises(UserError, match="exists: remove it, or give another --out"):
+        share.run([str(finetuning), "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_exported_program_needs_jax_alone(model, shared, frames, tmp_path):
     per_step = model.card.frontend.frames_per_step
     counts = np.array([30 * per_step, 17 * per_step + 3], np.int32)

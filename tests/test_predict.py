@@ -110,6 +110,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(heard, finetuning, pre
     )
     refuses("has no frame between", "--run", workdir, wav, "--segments", _written(tmp_path / "s.csv", "file,start,end\ns0_0.wav,7,8\n"))
     refuses("holds no model", "--run", tmp_path, wav)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "opensmile", None)
+        refuses("needs the package opensmile, which is not installed here", "--run", workdir, wav)
     hop = tmp_path / "hop.csd"
     with csd.Sequence(folder / "corpus/features.csd") as features:
         frames, intervals = features.read("s0")
@@ -118,7 +121,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(heard, finetuning, pre
     csd.write(hop, "eGeMAPSv02", [("s0", frames, intervals)], {"dimension names": [f"other_{i}" for i in range(25)]})
     refuses("use the same features in the same order", "--run", workdir, hop)
     out.mkdir()
-    with pytest.raises(UserError, match="exists"):
+    with pytest.raises(UserError, match="said exists: remove it, or give another --out"):
         run("--run", workdir, wav, "--out", out)
 
 

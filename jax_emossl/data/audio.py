@@ -18,6 +18,7 @@ from jax_emossl.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".opus", ".aif", ".aiff", ".au")
 FEATURE_SETS = ("eGeMAPSv02", "ComParE_2016")  # of openSMILE
+_LOWEST_RATE = 2_000  # Hz; with frames of hardly a sample, openSMILE writes where it must not
 HOP = 0.01  # s, of their low-level descriptors
 _LACKING = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be \d+\)")  # libsndfile's remark on bytes that are not there
 _UNKNOWN_LENGTH = 0x7FFF0000  # bytes; programs that write to a pipe promise as many
@@ -90,6 +91,10 @@ class Extractor:
     def __call__(self, path: Path) -> Float[np.ndarray, "n f"]:
         """One frame every 10 ms of a file; UserError as of `read`, or where it is too short for a frame."""
         signal, rate = read(path)
+        if rate < _LOWEST_RATE:
+            raise UserError(
+                f"{path} has {rate} samples per second where speech needs {_LOWEST_RATE} or more: convert it anew or remove it."
+            )
         signal = np.clip(signal, -1, _LOUDEST)  # beyond, openSMILE's 16 bits would wrap around
         try:
             frames = self._engine(rate)(signal)

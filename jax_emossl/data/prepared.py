@@ -88,14 +88,16 @@ class Corpus:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+def new_folder(out: Path, overwrite: bool | None = None) -> Iterator[Path]:
     """A folder to fill, which becomes `out` once all is well; until then, and where anything fails, `out` is as it was.
 
-    Raises UserError where `out` cannot be written, or may not be replaced: only a prepared corpus or an empty folder may.
+    Raises UserError where `out` cannot be written, or may not be replaced: with `overwrite` only a prepared corpus or an empty folder
+    may, else nothing (None: the command has no such flag).
     """
     if os.path.lexists(out):
         if not overwrite:
-            raise UserError(f"{out} exists: give --overwrite to replace it, or another --out.")
+            mend = "remove it, or give" if overwrite is None else "give --overwrite to replace it, or"
+            raise UserError(f"{out} exists: {mend} another --out.")
         if not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is no prepared corpus, so --overwrite does not replace it: give another --out.")
     try:
