@@ -71,7 +71,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.head = "intensity"  # auto | intensity | category; the paper regresses intensities
     objective.loss = "l1"  # ordinal | l1 | l2 | huber; own choice: the loss that MAE measures
     objective.dropout = 0.3  # of the pooled encoder, before the head
-    objective.standards_prior = 20.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
+    objective.standards_prior = 40.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
     objective.selection = "mae"  # validation metric that chooses the step; own choice
 
     finetune.train = train = ml_collections.ConfigDict()

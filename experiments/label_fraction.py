@@ -70,7 +70,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.head = "auto"  # auto | intensity | category (auto: category where no segment carries two emotions)
     objective.loss = "ordinal"  # of the intensity head: ordinal (a distribution over levels) | l1 | l2 | huber
     objective.dropout = 0.3  # of the pooled encoder, before the head
-    objective.standards_prior = 20.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
+    objective.standards_prior = 40.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
     objective.selection = ""  # validation metric that chooses the step; "" = uar (category) or auroc (intensity)
 
     finetune.train = train = ml_collections.ConfigDict()
