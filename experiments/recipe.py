@@ -97,7 +97,7 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
         "encoder"  # encoder (every layer and the summary) | summary (alone); with +functionals those of the whole segment, too
     )
     objective.dropout = 0.3  # of what the head reads
-    objective.standards_prior = 20.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
+    objective.standards_prior = 40.0  # segments; n others of a recording have weight n/(n + prior) against the fold; inf = none
     objective.selection = ""  # validation metric that chooses the step; "" = uar (category) or auroc (intensity)
 
     finetune.train = train = ml_collections.ConfigDict()

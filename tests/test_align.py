@@ -62,6 +62,13 @@ def test_average_gives_the_time_its_frames_cover():
     assert spans.tolist() == [[0, 2], [1.5, 3]]
 
 
+def test_average_is_of_what_is_finite():
+    frames = np.array([[0, 1], [1, 2], [2, 3]], float)
+    values = np.array([[1, np.nan], [np.nan, np.nan], [4, 5]], np.float32)
+    means, _ = align.average(values, frames, np.array([[0, 2], [1, 2], [1, 3]]))
+    np.testing.assert_array_equal(means, [[1, np.nan], [np.nan, np.nan], [4, 5]])
+
+
 def _frames(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, np.ndarray]:
     """Frames with a gap, some longer or of no length, some broken, a part of them out of order."""
     starts = np.arange(0, seconds, 0.01)

@@ -216,6 +216,12 @@ UNREAD = [
     ("experiments.recipe", {"compare.strategies": ("full",)}, ["compare.strategies", "no arm in compare.arms is trained"]),
     ("experiments.recipe", {"finetune.train.steps": 9}, ["finetune.train.steps", "no arm in compare.arms is trained"]),
     ("quickstart", {"compare.arms": ("scratch",), "pretrain.train.steps": 9}, ["pretrain.train.steps", "no arm in compare.arms is pre"]),
+    ("scratch", {"data.enrolment": 4}, ["data.enrolment", "data.normalise_by is recording"]),
+    (
+        "scratch",
+        {"data.normalise_by": "none", "objective.standards_prior": 3.0},
+        ["objective.standards_prior", "data.normalise_by is none"],
+    ),
 ]
 
 

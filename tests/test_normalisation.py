@@ -8,6 +8,7 @@ import pytest
 from make_corpus import Files, grid, recording
 
 from jax_emossl import config as fields
+from jax_emossl import results
 from jax_emossl.data import corpus, normalisation, prepared
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
@@ -15,6 +16,7 @@ from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 from jax_emossl.model import load_model
 from jax_emossl.predictor import predict
+from jax_emossl.tasks import compare
 
 RECORDINGS = np.array(["b", "a", "a", "b", "a", "c"])
 INTERVALS = np.array([[0, 2], [4, 6], [0, 2], [1, 3], [2, 4], [0, 1]], float)  # those of b overlap
@@ -140,6 +142,22 @@ def test_a_run_of_every_mode_trains_and_says_by_what_it_was_normalised(by, tiny_
     _, rows = trained(tiny_config("scratch", {"data.normalise_by": by, "data.enrolment": 2, "train.steps": 2}))
     assert rows[0]["metrics"]["mae"] is not None
     assert f"normalised {normalisation.words(by, 'test', 1.0)}" in capsys.readouterr().out
+
+
+def test_every_arm_of_a_comparison_scores_the_same_segments(comparison_config, tmp_path, monkeypatch):
+    """Those that do not serve as enrolment; normalised by something else, they are answered differently."""
+    monkeypatch.setattr(compare.report, "write", lambda _: "")
+    config = comparison_config.copy_and_resolve_references()
+    config.compare.update({"arms": ("scratch", "functionals"), "label_counts": (12,), "seeds": 1, "strategies": ("linear", "full")})
+    by = (("data.normalise_by", "enrolment"), ("data.enrolment", 2))
+    config.compare.variants = (("", by), ("none", (("data.normalise_by", "none"),)))
+    kept = {(r["variant"], r["arm"]): r["predictions"] for r in compare.run(config, tmp_path) if r["arm"] != "constant"}
+    kept = {key: results.load_arrays(tmp_path / name) for key, name in kept.items()}
+    assert {key: len(own["target"]) for key, own in kept.items()} == {
+        (variant, arm): number for variant, number in (("", 12), ("none", 18)) for arm in ("scratch", "functionals")
+    }
+    np.testing.assert_array_equal(kept["", "scratch"]["target"], kept["", "functionals"]["target"])
+    assert all(np.isfinite(own["scores"]).all() for own in kept.values())
 
 
 def test_a_model_that_needs_enrolment_says_so_to_strangers(tiny_config, trained):

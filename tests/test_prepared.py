@@ -1,5 +1,6 @@
 """The prepared form: what is read back, and what is refused."""
 
+import dataclasses
 import json
 import os
 
@@ -109,3 +110,5 @@ def test_last_frames_are_padded_on_the_left(folder):
     assert not padded[:, :30].any()
     np.testing.assert_array_equal(padded[:, 30:], fold.frames.reshape(3, 100, 3))
     np.testing.assert_array_equal(cut, fold.frames.reshape(3, 100, 3)[:, 50:])
+    broken = dataclasses.replace(fold, frames=np.where(np.arange(3) == 1, np.nan, fold.frames))
+    assert not prepared.last_frames(broken, 50)[..., 1].any() and prepared.last_frames(broken, 50)[..., 2].any()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from make_corpus import grid
 
-from jax_emossl.data.statistics import Statistics, voiced_frames
+from jax_emossl.data.statistics import Statistics, mark, voiced_frames
 
 
 def test_only_finite_values_count():
@@ -16,6 +16,12 @@ def test_only_finite_values_count():
     np.testing.assert_array_equal(statistics.variance, [1, np.nan])
     np.testing.assert_array_equal(statistics.count, [2, 0])
     assert statistics.seconds == 1.5
+
+
+def test_what_is_not_finite_is_marked():
+    frames = np.array([[1, np.nan], [3, -np.inf], [np.inf, 2]], np.float32)
+    assert mark(frames) == 3
+    np.testing.assert_array_equal(frames, [[1, np.nan], [3, np.nan], [np.nan, 2]])
 
 
 def test_overlapping_frames_cover_their_time_once():
