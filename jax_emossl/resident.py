@@ -14,6 +14,7 @@ from jax_emossl.errors import UserError
 from jax_emossl.layers import valid_steps
 
 SHARE = 0.25  # of a device's memory, that `auto` gives to model steps
+_TOGETHER = 512  # segments sorted by length at once: the files are read nearly from front to back
 _ALIGNMENT = 64  # bytes: JAX's CPU devices then use an array where it is
 
 
@@ -27,10 +28,13 @@ class Resident:
         self._first = {whole: end - whole.lengths for whole, end in zip(wholes, own, strict=True)}
         steps = _aligned(int(ends[-1]), wholes[0].dimension)
         for whole, first in self._first.items():
-            for (selection,) in in_order([whole.lengths], 32, 1.25):
-                rows = whole.gather(selection)["features"][selection.weight > 0]
-                for segment, row in zip(selection.segments, rows, strict=False):
-                    steps[first[segment] : first[segment] + whole.lengths[segment]] = row[: whole.lengths[segment]]
+            for begin in range(0, len(whole), _TOGETHER):
+                part = whole.take(np.arange(begin, min(begin + _TOGETHER, len(whole))))
+                for (selection,) in in_order([part.lengths], 32, 1.25):
+                    rows = part.gather(selection)["features"][selection.weight > 0]
+                    for segment, row in zip(selection.segments, rows, strict=False):
+                        place, length = first[begin + segment], part.lengths[segment]
+                        steps[place : place + length] = row[:length]
         self.steps: Float[Array, "n d"] = meshes.replicate(steps, meshes.make(1))
 
     @classmethod
