@@ -32,7 +32,9 @@ class Recurrent(nn.Module):
 def make(model, dropout, step):
     return Recurrent(model.width)
 '''
-MODEL = ml_collections.ConfigDict({"name": "transformer", "width": 16, "layers": 2, "heads": 4, "near": 0.1, "far": 0.4})
+MODEL = ml_collections.ConfigDict(
+    {"name": "transformer", "width": 16, "layers": 2, "heads": 4, "near": 0.1, "far": 0.4, "dtype": "bfloat16", "remat": True}
+)
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def batch():
 
 
 def test_the_config_names_the_encoder():
-    assert encoders.make(MODEL, 0.1, 0.05) == Transformer(width=16, layers=2, heads=4, near=2.0, far=8.0, dropout=0.1)
+    assert encoders.make(MODEL, 0.1, 0.05) == Transformer(16, 2, 4, 2.0, 8.0, 0.1, "bfloat16", True)
 
 
 def test_heads_read_every_layers_statistics_and_the_summary_where_there_is_one():
