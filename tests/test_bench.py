@@ -1,10 +1,11 @@
 """The benchmarks' own code, on a tiny corpus; how fast it is, is not looked at."""
 
 import importlib
+import importlib.util
 
 import pytest
 
-from experiments import bench_data, bench_sweep
+from experiments import bench_data, bench_step, bench_sweep
 
 
 @pytest.mark.parametrize("name", ["pretrain", "scratch"])
@@ -30,3 +31,15 @@ def test_members_are_trained_together_or_one_by_one(side, tiny_config, monkeypat
 def test_trainings_that_are_not_timed_do_not_compile():
     assert bench_sweep.whole([9.0, 1.0, 3.0, 2.0], 16) == 15 + 12 * 2
     assert bench_sweep.whole([9.0], 1) == 9
+
+
+def test_a_step_is_timed_beside_products_alone_where_pytorch_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    head, ours = bench_step.measure("tiny", bench_step.Size(16, 1, 2, 4, 8), "bfloat16", rounds=1)
+    assert head.startswith("tiny, bfloat16: 4 x 8 steps; peak ") and ours.startswith("  jax_emossl (0.01 M parameters): ")
+
+
+def test_the_products_of_a_step_are_those_that_its_program_has():
+    size = bench_step.Size(16, 1, 2, 4, 8)
+    projections, attention = 2 * 100 * 16 + 12 * 16 * 16, 2 * 8 * 16  # per model step, multiply and add each
+    assert size.products == 3 * 4 * 8 * 2 * (projections + attention)
