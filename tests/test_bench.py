@@ -1,12 +1,13 @@
 """The benchmarks' own code, on a tiny corpus; how fast it is, is not looked at."""
 
 import importlib
+import importlib.util
 
 import pytest
 import soundfile
 from test_encode import RATE, tone
 
-from experiments import bench_data, bench_encode, bench_sweep
+from experiments import bench_data, bench_encode, bench_step, bench_sweep
 from jax_emossl.data.audio import Extractor
 
 
@@ -40,3 +41,15 @@ def test_encoding_is_timed_beside_opensmile(tmp_path):
         soundfile.write(tmp_path / f"{i}.wav", tone(seed=i), RATE)
     speeds = bench_encode.times_real_time(sorted(tmp_path.iterdir()), Extractor.installed(), rounds=1)
     assert {"encode", "opensmile_package"} <= set(speeds) and min(speeds.values()) > 0
+
+
+def test_a_step_is_timed_beside_products_alone_where_pytorch_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    head, ours = bench_step.measure("tiny", bench_step.Size(16, 1, 2, 4, 8), "bfloat16", rounds=1)
+    assert head.startswith("tiny, bfloat16: 4 x 8 steps; peak ") and ours.startswith("  jax_emossl (0.01 M parameters): ")
+
+
+def test_the_products_of_a_step_are_those_that_its_program_has():
+    size = bench_step.Size(16, 1, 2, 4, 8)
+    projections, attention = 2 * 100 * 16 + 12 * 16 * 16, 2 * 8 * 16  # per model step, multiply and add each
+    assert size.products == 3 * 4 * 8 * 2 * (projections + attention)

@@ -196,7 +196,7 @@ def test_a_group_of_fields_cannot_be_given_at_once():
 
 def test_every_number_and_every_choice_of_every_config_is_checked():
     free = {"data.corpus", "data.features", "data.labels", "data.folds", "data.words", "data.label_names", "data.prepared"}
-    free |= {"init_from", "emotion.selection", "train.unlabelled", "compare.variants", "compare.pretrain_on", "fixed"}
+    free |= {"init_from", "emotion.selection", "model.remat", "train.unlabelled", "compare.variants", "compare.pretrain_on", "fixed"}
     for name in ("pretrain", "scratch", "evaluate", "quickstart"):
         flat = fields.flat(get(name))
         assert {fields._key(flat, field) for field in flat} - free <= set(fields._ALLOWED)

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -37,7 +39,9 @@ class Recurrent(nn.Module):
 def make(model, dropout, frontend):
     return Recurrent(model.width)
 '''
-MODEL = ml_collections.ConfigDict({"name": "transformer", "width": 16, "layers": 2, "heads": 4, "near": 0.1, "far": 0.4})
+MODEL = ml_collections.ConfigDict(
+    {"name": "transformer", "width": 16, "layers": 2, "heads": 4, "near": 0.1, "far": 0.4, "dtype": "bfloat16", "remat": True}
+)
 
 
 @pytest.fixture
@@ -59,14 +63,15 @@ def batch():
 
 def test_the_config_names_the_encoder():
     frontend = types.SimpleNamespace(step_seconds=0.05)
-    assert encoders.make(MODEL, 0.1, frontend) == Transformer(width=16, layers=2, heads=4, near=2.0, far=8.0, dropout=0.1)
+    assert encoders.make(MODEL, 0.1, frontend) == Transformer(16, 2, 4, 2.0, 8.0, 0.1, "bfloat16", True)
 
 
 def test_an_encoder_that_sees_ahead_is_refused_where_it_should_not(recurrent):
-    assert encoders.make(ml_collections.ConfigDict({**MODEL, "causal": True}), 0.0).causal
+    frontend = types.SimpleNamespace(step_seconds=0.05)
+    assert encoders.make(ml_collections.ConfigDict({**MODEL, "causal": True}), 0.0, frontend).causal
     asked = ml_collections.ConfigDict({"name": "recurrent", "width": 8, "causal": True})
     with pytest.raises(UserError, match="model.causal is True, but the encoder recurrent always sees ahead: choose another model.name"):
-        encoders.make(asked, 0.0)
+        encoders.make(asked, 0.0, frontend)
 
 
 def test_heads_read_every_layers_statistics_and_the_summary_where_there_is_one():
@@ -101,7 +106,9 @@ ENCODERS = {
     "transformer": Transformer(width=8, layers=1, heads=2),
     "conv_transformer": ConvTransformer(width=8, layers=1, heads=2, conv_layers=2, kernel=4),
     "temporal_conv": TemporalConv(width=4, layers=3, kernel=6),
-    "modalities": Modalities((("a", (0, 2)), ("b", (1,))), width=8, layers=1, heads=2, conv_layers=2, channels=4, kernel=4, near=2.0, far=8.0),
+    "modalities": Modalities(
+        (("a", (0, 2)), ("b", (1,))), width=8, layers=1, heads=2, conv_layers=2, channels=4, kernel=4, near=2.0, far=8.0
+    ),
 }
 
 

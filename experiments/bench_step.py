@@ -1,0 +1,207 @@
+"""Times a pretraining step beside the same step in PyTorch, eager and compiled, and beside the products of matrices it is made of.
+
+python -m experiments.bench_step [--sizes small base large] [--dtypes float32 bfloat16] [--rounds 5]
+
+All sides train one model (same layers, bias, loss, dropout, clipping and AdamW) on the same random rows, in one process, on whatever device
+JAX and PyTorch find; they take turns, and medians are compared. The peak is the speed of a large product of matrices, the best that
+either reaches in the same run; the share counts the products that the model needs, three times for training. Needs no TensorFlow, and
+without PyTorch (requirements-bench.txt) times this package alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is shared with PyTorch
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jax_emossl import memory
+from jax_emossl.encoders import transformer
+from jax_emossl.loop import train_step
+from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
+from jax_emossl.optimizer import Optimizer, Rates
+
+_FEATURES, _DROPOUT, _RATIO, _SPAN = 100, 0.1, 0.75, 10
+_OPTIMIZER = Optimizer(b2=0.98, weight_decay=0.01, clip_norm=1.0, warmup_steps=100, steps=10_000)
+_RATE, _AT_ONCE = 1e-3, 3  # steps of a turn
+
+
+class Size(NamedTuple):
+    """Of a model, and of its batches: rows of so many model steps."""
+
+    width: int
+    layers: int
+    heads: int
+    rows: int
+    steps: int
+
+    @property
+    def products(self) -> float:
+        """Operations in the products of one training step: forward, and twice as many backward."""
+        per_step = 2 * 2 * _FEATURES * self.width + self.layers * (2 * 12 * self.width**2 + 4 * self.steps * self.width)
+        return 3.0 * self.rows * self.steps * per_step
+
+
+SIZES = {"small": Size(64, 3, 4, 64, 64), "base": Size(256, 4, 4, 64, 128), "large": Size(768, 12, 12, 16, 512)}
+
+
+def ours(size: Size, dtype: str, features: np.ndarray) -> tuple[Callable[[], None], int]:
+    """A turn of training steps of this package, and the number of parameters."""
+    encoder = transformer.Transformer(size.width, size.layers, size.heads, dropout=_DROPOUT, dtype=dtype)
+    objective = MaskedTimesteps(encoder, _FEATURES, _RATIO, _SPAN, "l1", 0.0)
+    rows = np.arange(size.rows, dtype=np.int32)
+    batch = {"features": features, "num_steps": np.full_like(rows, size.steps), "weight": np.ones(size.rows, np.float32), "segment": rows}
+    batch = jax.device_put(batch)
+    rates, key = Rates(np.float32(_RATE), np.float32(1), np.int32(0)), jax.random.key(0)
+    step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("params", "opt_state"))
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    state = params, _OPTIMIZER.transformation().init(params)
+    number = sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    def turn() -> None:
+        nonlocal state
+        for step in range(_AT_ONCE):
+            *state, sums = step_of(objective, _OPTIMIZER, rates, key, {}, *state, jnp.int32(step), batch)
+        jax.block_until_ready((state, sums))
+
+    return turn, number
+
+
+def peers(size: Size, dtype: str, features: np.ndarray) -> dict[str, tuple[Callable[[], None], int]]:
+    """The same of PyTorch, eager and compiled."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = getattr(torch, dtype)
+    distance = np.arange(size.steps)
+    bias = transformer.locality(distance[None, :] - distance[:, None], transformer.slopes(size.heads, 2.0, 8.0))
+    half = size.width // size.heads // 2
+    angle = np.arange(size.steps)[:, None] * transformer._ROTARY_BASE ** (-np.arange(half) / half)
+    cosine, sine = (np.tile(own(angle), 2) * sign for own, sign in ((np.cos, 1), (np.sin, np.repeat([-1, 1], half))))
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            width = size.width
+            self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x, bias, cosine, sine):
+            qkv = self.qkv(self.norms[0](x)).unflatten(-1, (3, size.heads, -1)).permute(2, 0, 3, 1, 4)
+            query, key = (part * cosine + part.roll(half, -1) * sine for part in qkv[:2])
+            mixed = F.scaled_dot_product_attention(query.to(bias.dtype), key.to(bias.dtype), qkv[2].to(bias.dtype), bias)
+            x = x + F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), _DROPOUT)
+            hidden = F.gelu(self.up(self.norms[1](x)), approximate="tanh")
+            return x + F.dropout(self.down(hidden), _DROPOUT)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.projection, self.mask = nn.Linear(_FEATURES, size.width), nn.Parameter(torch.zeros(size.width))
+            self.layers = nn.ModuleList(Layer() for _ in range(size.layers))
+            self.norm, self.reconstruction = nn.LayerNorm(size.width), nn.Linear(size.width, _FEATURES)
+            for name, value, own in (("bias", bias, kind), ("cosine", cosine, torch.float32), ("sine", sine, torch.float32)):
+                self.register_buffer(name, torch.tensor(np.asarray(value)).to(own))
+
+        def forward(self, features, masked):
+            x = torch.where(masked[..., None], self.mask, self.projection(features).float())
+            for layer in self.layers:
+                x = layer(x, self.bias, self.cosine, self.sine)
+            return self.reconstruction(self.norm(x))
+
+    def side(compiled: bool) -> tuple[Callable[[], None], int]:
+        model = Model().to(device)
+        run = torch.compile(model) if compiled else model
+        adam = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, _OPTIMIZER.b2), weight_decay=_OPTIMIZER.weight_decay)
+        inputs = torch.tensor(features, device=device)
+
+        def turn() -> None:
+            for _ in range(_AT_ONCE):
+                masked = torch.rand(inputs.shape[0], size.steps // 8, device=device).repeat_interleave(8, 1) < _RATIO
+                with torch.autocast(device, kind, enabled=dtype != "float32"):
+                    error = (run(inputs, masked).float() - inputs).abs().mean(-1)
+                loss = (error * masked).sum() / masked.sum()
+                adam.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), _OPTIMIZER.clip_norm)
+                adam.step()
+            loss.item()
+
+        return turn, sum(parameter.numel() for parameter in model.parameters())
+
+    return {"PyTorch eager": side(False), "PyTorch compiled": side(True)}
+
+
+def products(dtype: str, side: int) -> dict[str, Callable[[], None]]:
+    """A turn of products of two square matrices, `_AT_ONCE` of them, for every library there is."""
+    x = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    made = {"JAX": lambda: jax.block_until_ready([product(x, x) for _ in range(_AT_ONCE)])}
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        y = torch.ones((side, side), dtype=getattr(torch, dtype), device="cuda" if torch.cuda.is_available() else "cpu")
+        made["PyTorch"] = lambda: [y @ y for _ in range(_AT_ONCE)][-1][0, 0].item()
+    return made
+
+
+def medians(turns: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of one step of each side, in alternated turns after one that compiles."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in turns.values():
+        turn()
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            begun = time.perf_counter()
+            turn()
+            seconds[name].append((time.perf_counter() - begun) / _AT_ONCE)
+    return {name: statistics.median(own) for name, own in seconds.items()}
+
+
+def measure(name: str, size: Size, dtype: str, rounds: int) -> list[str]:
+    """What is said of one size and dtype, in lines."""
+    features = np.random.default_rng(0).normal(size=(size.rows, size.steps, _FEATURES)).astype(np.float32)
+    sides = {"jax_emossl": ours(size, dtype, features)}
+    if importlib.util.find_spec("torch"):
+        sides |= peers(size, dtype, features)
+    side = 1024 if jax.devices()[0].platform == "cpu" else 8192
+    peak = 2 * side**3 / min(medians(products(dtype, side), rounds).values())
+    took = medians({own: turn for own, (turn, _) in sides.items()}, rounds)
+    lines = [f"{name}, {dtype}: {size.rows} x {size.steps} steps; peak {peak / 1e12:.2f} TFLOP/s in products of {side} x {side}"]
+    for own, seconds in took.items():
+        beside = f", {seconds / took['jax_emossl']:.2f} times ours" if own != "jax_emossl" else ""
+        share = size.products / seconds / peak
+        lines.append(f"  {own} ({sides[own][1] / 1e6:.2f} M parameters): {1e3 * seconds:.1f} ms a step, {share:.0%} of the peak{beside}")
+    return lines
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    arguments = parser.parse_args()
+    memory.keep_freed()
+    print(f"on {jax.devices()[0].device_kind}; medians of {arguments.rounds} alternated turns")
+    if not importlib.util.find_spec("torch"):
+        print("PyTorch is not installed: this package alone")
+    for name, dtype in tqdm([(name, dtype) for name in arguments.sizes for dtype in arguments.dtypes], leave=False, disable=None):
+        tqdm.write("\n".join(measure(name, SIZES[name], dtype, arguments.rounds)))
+
+
+if __name__ == "__main__":
+    main()
