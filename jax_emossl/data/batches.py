@@ -131,6 +131,7 @@ class Segments:
 
     @functools.cached_property
     def functionals_of_whole(self) -> Float[np.ndarray, "s q"]:
+        """Made once, when a fold's first batch or vectors ask for them."""
         frontend = dataclasses.replace(self._frontend, pool=1, stack=1)
         made = np.empty((len(self), functionals.number(len(frontend.names))), np.float32)
         for i, (place, count) in enumerate(zip(self._scaled_by, self._count, strict=True)):
