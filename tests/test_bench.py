@@ -4,7 +4,9 @@ import importlib
 
 import pytest
 
-from experiments import bench_data, bench_sweep
+from experiments import bench_data, bench_statistics, bench_sweep
+from jax_emossl import results
+from jax_emossl.comparison import Comparison
 
 
 @pytest.mark.parametrize("name", ["pretrain", "scratch"])
@@ -30,3 +32,21 @@ def test_members_are_trained_together_or_one_by_one(side, tiny_config, monkeypat
 def test_trainings_that_are_not_timed_do_not_compile():
     assert bench_sweep.whole([9.0, 1.0, 3.0, 2.0], 16) == 15 + 12 * 2
     assert bench_sweep.whole([9.0], 1) == 9
+
+
+@pytest.mark.parametrize("category", [False, True])
+def test_the_made_up_comparison_is_one(category, tmp_path):
+    bench_statistics.write(tmp_path, recordings=6, segments=60, rotations=2, seeds=1, category=category)
+    c = Comparison(tmp_path)
+    assert c.synthetic and c.recordings == 6 and c.budgets("", "pretrained", "scratch") == [30, 60, 150, 600, 0]
+    assert len(results.load_arrays(tmp_path / results.ILLUSTRATION)["after"]) == 30
+
+
+@pytest.mark.parametrize("head", ["category", "intensity"])
+def test_read_outs_are_made_of_every_strength(head, monkeypatch):
+    monkeypatch.setattr(bench_statistics, "_TRAINING", 80)
+    monkeypatch.setattr(bench_statistics, "_DIMENSIONS", 4)
+    made, read_out = [], bench_statistics.linear.read_out
+    monkeypatch.setattr(bench_statistics.linear, "read_out", lambda *own: made.append(own[3]) or read_out(*own))
+    bench_statistics.read_outs(head)
+    assert len(made) == 6
