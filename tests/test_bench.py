@@ -7,7 +7,9 @@ import pytest
 import soundfile
 from test_encode import RATE, tone
 
-from experiments import bench_data, bench_encode, bench_step, bench_sweep
+from experiments import bench_data, bench_encode, bench_statistics, bench_step, bench_sweep
+from jax_emossl import results
+from jax_emossl.comparison import Comparison
 from jax_emossl.data.audio import Extractor
 
 
@@ -53,3 +55,21 @@ def test_the_products_of_a_step_are_those_that_its_program_has():
     size = bench_step.Size(16, 1, 2, 4, 8)
     projections, attention = 2 * 100 * 16 + 12 * 16 * 16, 2 * 8 * 16  # per model step, multiply and add each
     assert size.products == 3 * 4 * 8 * 2 * (projections + attention)
+
+
+@pytest.mark.parametrize("category", [False, True])
+def test_the_made_up_comparison_is_one(category, tmp_path):
+    bench_statistics.write(tmp_path, recordings=6, segments=60, rotations=2, seeds=1, category=category)
+    c = Comparison(tmp_path)
+    assert c.synthetic and c.recordings == 6 and c.budgets("", "pretrained", "scratch") == [30, 60, 150, 600, 0]
+    assert len(results.load_arrays(tmp_path / results.ILLUSTRATION)["after"]) == 30
+
+
+@pytest.mark.parametrize("head", ["category", "intensity"])
+def test_read_outs_are_made_of_every_strength(head, monkeypatch):
+    monkeypatch.setattr(bench_statistics, "_TRAINING", 80)
+    monkeypatch.setattr(bench_statistics, "_DIMENSIONS", 4)
+    made, read_out = [], bench_statistics.linear.read_out
+    monkeypatch.setattr(bench_statistics.linear, "read_out", lambda *own: made.append(own[3]) or read_out(*own))
+    bench_statistics.read_outs(head)
+    assert len(made) == 6

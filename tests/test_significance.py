@@ -199,6 +199,20 @@ def test_intervals_cover_the_truth_and_p_values_are_uniform_where_nothing_differ
         assert np.mean(np.array(ps) <= level) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 200))
 
 
+def test_p_values_of_auroc_are_uniform_where_arms_differ_in_scale_alone(monkeypatch):
+    monkeypatch.setattr(significance, "REPLICATES", 200)
+    rng, metric, ps = np.random.default_rng(15), intensity_metrics(EMOTIONS)["auroc"], []
+    for _ in range(120):
+        target, names = (rng.random((14 * 10, 2)) < 0.35).astype(float), np.repeat([f"r{i:02d}" for i in range(14)], 10)
+        hard, arms = rng.normal(0, 0.5, (14, 1)), []
+        for scale in (1.0, 20.0):
+            skill = np.repeat(1 + hard + rng.normal(0, 0.4, (14, 1)), 10, 0)  # an arm suits some recordings better than others
+            arms.append(Runs({("", 0): Scored(scale * (skill * target + rng.normal(size=target.shape)), target, names)}, metric))
+        ps.append(arms[0].difference(arms[1]).p)
+    for level in (0.1, 0.3, 0.5, 0.8):
+        assert np.mean(np.array(ps) <= level) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 120))
+
+
 def test_the_interval_is_expanded_for_few_recordings_and_undefined_for_one():
     normal = np.random.default_rng(6).normal(size=200_000)
     low, high = interval(normal, 10_000)
