@@ -5,7 +5,8 @@
 
 From the paper: each modality's own convolutions and a transformer that modalities share, with their sizes; the original and five
 transformations, told apart by one softmax per modality, whose losses are summed; transfer frozen (train.strategy=probe) or fine-tuned.
-Here modalities are groups of features: prosody, voice quality and spectrum of one recording. Our own choices, which the paper's setting for other signals does not fix: everything else.
+Here modalities are groups of features: prosody, voice quality and spectrum of one recording. Our own choices, which the
+paper's setting for other signals does not fix: everything else.
 
 A corpus may bring settings of its own (SETTINGS in jax_emossl/data/corpora); a run says at its start which. Flags win over both.
 """
@@ -54,7 +55,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.transformations = ("original", "noise", "permutation", "time_warp", "crop_and_resize", "magnitude_warp")  # to recognise
     objective.weights = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)  # of the rows under each
     objective.heads = "softmax"  # binary: one per transformation | softmax: one over all, for each of the encoder's groups of features
-    objective.reads = "encoder"  # what heads read: encoder (every layer and the summary) | summary (alone); own choice
+    objective.reads = "encoder"  # what heads read: encoder (every layer and the summary) | summary (of an encoder that has one); own choice
     objective.width = 128  # of each head's two hidden layers; own choice
     objective.dropout = 0.6  # in the heads; own choice
     objective.noise = 15.0  # dB, of the row's power over the noise's

@@ -1,4 +1,5 @@
 import importlib
+import json
 import math
 
 import ml_collections
@@ -53,6 +54,25 @@ def test_what_the_user_gives_and_what_the_config_keeps_stands_against_the_corpus
     assert resolved("experiments.label_fraction").finetune.train.steps == 60
 
 
+def test_a_run_that_starts_from_another_has_its_encoder_and_flags_win(tmp_path):
+    encoder = {"name": "temporal_conv", "width": 32, "layers": 3, "kernel": 32}
+    (tmp_path / "card.json").write_text(json.dumps({"model": encoder}))
+    for name, field in (("finetune", "init_from"), ("quickstart", "compare.pretrain_on")):
+        config = get(name, {field: str(tmp_path)}, "demo")
+        (line,) = fields.resolve(config)
+        assert config.model.to_dict() == encoder
+        assert f"temporal_conv of 3 layers, width 32, as in {tmp_path};" in line and "model.width" not in line
+        fields.check(config)
+    config = resolved("finetune", {"init_from": str(tmp_path), "model.width": 64})
+    assert config.model.to_dict() == encoder | {"width": 64}
+
+
+@pytest.mark.parametrize("card", ["", "[]", "{}", '{"model": 3}', '{"model": {"width": 8}}'])
+def test_a_card_that_cannot_be_read_is_left_to_whoever_starts_from_it(card, tmp_path):
+    (tmp_path / "card.json").write_text(card)
+    assert resolved("finetune", {"init_from": str(tmp_path)}, "nemo").model == get("finetune").model
+
+
 FILES = {"data.features": "F.csd", "data.labels": "L.csd", "data.folds": "folds.json"}
 
 
@@ -102,6 +122,12 @@ BAD = [
     ("scratch", {"model.layers": 0}, "model.layers is 0, but must lie between 1 and inf"),
     ("scratch", {"model.heads": 0}, "model.heads is 0"),
     ("scratch", {"model.name": "oracle"}, "model.name is 'oracle': choose one of conv_transformer, "),
+    ("scratch", {"model.name": "temporal_conv"}, "model.name is 'temporal_conv', but this config lacks temporal_conv.kernel: take one"),
+    ("sarkar2020", {"model.name": "transformer"}, "model.name is 'transformer', but this config lacks transformer.heads: take one"),
+    ("sarkar2020", {"model.kernel": 0}, "model.kernel is 0, but must lie between 1 and inf"),
+    ("sarkar2020", {"objective.transformations": ("noise", "echo")}, "objective.transformations is 'echo': choose one of original, noise"),
+    ("wu2023", {"objective.crop": 0.0}, "objective.crop is 0.0, but must lie between 0.01 and 1"),
+    ("scratch", {"objective.reads": "minds"}, "objective.reads is 'minds': choose one of encoder, summary"),
     ("scratch", {"data.pool": -0.01}, "data.pool is -0.01"),
     ("scratch", {"data.stack": math.inf}, "data.stack is inf"),
     ("scratch", {"data.norm_prior": -1.0}, "data.norm_prior is -1.0"),

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jax_emossl import metrics
+from jax_emossl.encoders.conv_transformer import ConvTransformer
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
 from jax_emossl.objectives import emotion
@@ -323,3 +324,13 @@ def test_labels_of_answers_are_answered_so():
     kept = intensity.labels_of(strong, calibration)
     np.testing.assert_array_equal(kept > 0, SEVERAL > 0)
     np.testing.assert_array_equal(kept, intensity.decode(strong, calibration)["median"])
+
+
+def test_a_head_may_read_the_summary_alone():
+    encoder = ConvTransformer(width=8, layers=1, heads=2, conv_layers=1, kernel=3)
+    objective = make(SINGLE, encoder, reads="summary")
+    params = init(objective, jax.random.key(0))
+    assert params["head"]["readout"]["kernel"].shape == (8, len(objective.classes))
+    assert pool(objective, {"params": params}, batch())["pooled"].shape == (5, 8)
+    with pytest.raises(UserError, match="objective.reads is 'summary', but the encoder of model.name has none"):
+        jax.eval_shape(make(SINGLE, DEEP, reads="summary").init, jax.random.key(0), batch())

@@ -1,6 +1,7 @@
 import types
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -164,6 +165,17 @@ def test_every_valid_step_reaches_what_an_encoder_says_and_order_counts(encode):
         changed[0, step] += 3.0
         assert not np.allclose(encode(changed)[1][0], encode(features)[1][0], atol=1e-4)
     assert not np.allclose(encode(features[:, ::-1].copy(), np.full(4, 12))[1], encode(features, np.full(4, 12))[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_can_be_exported_for_any_number_of_rows_and_steps(name):
+    encoder, rows = ENCODERS[name], batch()["features"]
+    params = jax.eval_shape(encoder.init, jax.random.key(0), rows, NUM_STEPS)
+    b, t = jax.export.symbolic_shape("b, t")
+    features, steps = jax.ShapeDtypeStruct((b, t, 6), np.float32), jax.ShapeDtypeStruct((b,), np.int32)
+    exported = jax.export.export(jax.jit(lambda *own: encoder.apply(*own).pooled()))(params, features, steps)
+    pooled = jax.eval_shape(lambda *own: encoder.apply(*own).pooled(), params, rows, NUM_STEPS)
+    assert exported.out_avals[0].shape == (b, pooled.shape[1])
 
 
 def test_dropout_acts_in_training_only():

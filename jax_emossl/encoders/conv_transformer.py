@@ -61,7 +61,7 @@ class ConvTransformer(nn.Module):
         outputs = [x]
         cls = self.param("cls", nn.initializers.normal(0.02), (self.width,))
         x = x + positions(x.shape[1], self.width)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, self.width)), x], 1)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], 1)
         valid = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)
         attention = functools.partial(GlobalAttention, self.heads)
         for i in range(self.layers):

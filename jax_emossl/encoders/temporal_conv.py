@@ -17,7 +17,8 @@ _WINDOW, _STRIDE = 8, 2  # steps, of the pooling
 
 def pool(x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b u w"]:
     """The largest valid values of windows of 8 steps, one window every 2 steps; even a row of one step has some."""
-    return nn.max_pool(jnp.where(valid[..., None], x, -jnp.inf), (_WINDOW,), (_STRIDE,), "SAME")
+    around = (_WINDOW - _STRIDE) // 2, _WINDOW // 2  # so that every second step has a window, of an odd number, too
+    return nn.max_pool(jnp.where(valid[..., None], x, -jnp.inf), (_WINDOW,), (_STRIDE,), [around])
 
 
 class TemporalConv(nn.Module):
