@@ -187,3 +187,11 @@ def test_attention_reaches_as_far_in_seconds_whatever_a_model_step_is(tiny_confi
     coarse, fine = bias(0.16, 20), bias(0.04, 80)
     np.testing.assert_allclose(coarse, fine[:, ::4, ::4], rtol=1e-6)
     np.testing.assert_allclose(-coarse[::2, 0, 19], 19 * 0.16 / np.array([0.32, 1.28]), rtol=1e-6)
+
+
+def test_a_fine_tuning_may_compute_its_encoder_otherwise_than_the_pretraining(tiny_config, pretraining):
+    fields = {"model.dtype": "bfloat16", "model.remat": True}
+    encoder = build(tiny_config("finetune", fields, init_from=str(pretraining))).objective.encoder
+    assert (encoder.dtype, encoder.remat) == ("bfloat16", True)
+    with pytest.raises(UserError, match="has model.far=1.28 where the config has 2.56: give --config.model.far=1.28"):
+        build(tiny_config("finetune", {"model.far": 2.56}, init_from=str(pretraining)))
