@@ -42,6 +42,13 @@ def test_a_segment_rests_on_what_its_mode_says():
     )
 
 
+@pytest.mark.parametrize("by", normalisation.MODES)
+def test_a_fold_may_be_empty(by):
+    nothing = np.array([], str), np.zeros((0, 2))
+    enrolled = normalisation.enrolled(by, *nothing, 3)
+    assert normalisation.basis(by, *nothing, enrolled).shape == (0, 3)
+
+
 def test_enrolment_is_drawn_by_the_recordings_name_and_leaves_something_to_score():
     names, labels = np.repeat(["a", "b", "c"], [20, 3, 1]), np.eye(2)[np.arange(24) % 2] * (np.arange(24) % 3 > 0)[:, None]
     drawn = normalisation.enrolled("enrolment", names, labels, 4)

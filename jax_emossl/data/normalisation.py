@@ -88,4 +88,4 @@ def _of_each(keys: np.ndarray) -> list[tuple]:
     """Every value with the positions at which it stands, ascending."""
     order = np.argsort(keys, kind="stable")
     values, first = np.unique(keys[order], return_index=True)
-    return list(zip(values.tolist(), np.split(order, first[1:]), strict=True))
+    return [(value, order[start:stop]) for value, start, stop in zip(values.tolist(), first, [*first[1:], len(order)], strict=False)]
