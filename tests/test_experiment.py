@@ -1,3 +1,4 @@
+import re
 import dataclasses
 import json
 
@@ -175,3 +176,11 @@ def test_sentiment_is_never_an_emotion(tiny_config, demo_files, tmp_path):
     assert loaded.emotions == ("happy", "sad", "anger", "surprise", "disgust", "fear")
     own = prepared.load(corpora.load(tiny_config("scratch").data).path)
     np.testing.assert_array_equal(loaded.fold("test").labels, own.fold("test").labels)
+
+
+def test_a_crop_that_cuts_nothing_is_told_with_the_longest_segment(tiny_config):
+    for crop, said in ((0.0, False), (1.92, False), (8.0, False), (100.0, True)):
+        experiment = build(tiny_config("scratch", {"train.crop": crop}))
+        sentence = experiment.crop_notice(experiment.segments("train"))
+        assert bool(sentence) is said
+    assert re.fullmatch(r"train.crop is 100 s, but no training segment of demo is longer than \S+ s: all are taken whole\.", sentence)
