@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import h5py
 import numpy as np
@@ -195,3 +196,11 @@ def test_a_fine_tuning_may_compute_its_encoder_otherwise_than_the_pretraining(ti
     assert (encoder.dtype, encoder.remat) == ("bfloat16", True)
     with pytest.raises(UserError, match="has model.far=1.28 where the config has 2.56: give --config.model.far=1.28"):
         build(tiny_config("finetune", {"model.far": 2.56}, init_from=str(pretraining)))
+
+
+def test_a_crop_that_cuts_nothing_is_told_with_the_longest_segment(tiny_config):
+    for crop, said in ((0.0, False), (1.92, False), (8.0, False), (100.0, True)):
+        experiment = build(tiny_config("scratch", {"train.crop": crop}))
+        sentence = experiment.crop_notice(experiment.segments("train"))
+        assert bool(sentence) is said
+    assert re.fullmatch(r"train.crop is 100 s, but no training segment of demo is longer than \S+ s: all are taken whole\.", sentence)

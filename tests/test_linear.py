@@ -13,7 +13,9 @@ EMOTIONS = ("happy", "sad", "anger")
 
 
 def make(head):
-    config = ml_collections.ConfigDict({"head": head, "loss": "ordinal", "reads": "encoder", "dropout": 0.3, "selection": ""})
+    config = ml_collections.ConfigDict(
+        {"head": head, "loss": "ordinal", "reads": "encoder", "dropout": 0.3, "standards_prior": 40.0, "selection": ""}
+    )
     labels = np.concatenate([3 * np.eye(3), np.zeros((1, 3))]).astype(np.float32)
     corpus = types.SimpleNamespace(emotions=EMOTIONS, fold={"train": types.SimpleNamespace(labels=labels)}.__getitem__)
     return emotion.make(config, None, None, corpus)

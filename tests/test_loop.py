@@ -165,6 +165,15 @@ def test_a_run_is_a_function_of_its_seed(tiny_config, from_scratch):
         assert not np.allclose(*kernels)
 
 
+def test_a_training_whose_steps_are_resident_is_the_same(tiny_config, trained, scratch, capsys):
+    folder, _ = trained(tiny_config("scratch", {"data.resident": "memory"}))
+    assert "GB of model steps, resident on every device" in capsys.readouterr().out
+    made, expected = (checkpoint.load_best(own) for own in (folder, scratch))
+    assert made.step == expected.step
+    for a, b in zip(jax.tree.leaves(made.variables), jax.tree.leaves(expected.variables), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * max(np.abs(b).max(), 0.1))
+
+
 def test_a_probe_leaves_the_encoder_bit_identical_while_the_head_learns(tiny_config, pretraining):
     _, snapshots = run(tiny_config("finetune", {"train.strategy": "probe"}, init_from=str(pretraining)))
     encoder = checkpoint.load_best(pretraining).variables["params"]["encoder"]
