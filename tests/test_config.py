@@ -137,9 +137,21 @@ BAD = [
     ("scratch", {"data.bucket_growth": 1.0}, "data.bucket_growth is 1.0, but must lie between 1.01 and 100"),
     ("scratch", {"seed": -1}, "seed is -1"),
     ("scratch", {"num_labels": -1}, "num_labels is -1"),
-    ("scratch", {"objective.name": "telepathy"}, "objective.name is 'telepathy': choose one of emotion, masked_timesteps"),
+    ("scratch", {"objective.name": "telepathy"}, "objective.name is 'telepathy': choose one of agreement, alteration"),
     ("scratch", {"objective.name": "masked_timesteps"}, "objective.name is 'masked_timesteps', but this config lacks masked_timesteps"),
     ("pretrain", {"objective.name": "emotion"}, "objective.name is 'emotion', but this config lacks emotion.head"),
+    ("pretrain", {"objective.name": "masked_timesteps+agreement"}, "'masked_timesteps.agreement', but this config lacks masked_timesteps"),
+    ("pretrain", {"objective.name": "combined"}, "objective.name is 'combined': choose one of agreement, alteration"),
+    ("combined", {"objective.name": "agreement+telepathy"}, "objective.name is 'telepathy': choose one of agreement, alteration"),
+    ("combined", {"objective.name": "agreement+"}, "objective.name is '': choose one of agreement, alteration"),
+    ("combined", {"objective.name": "teacher+teacher"}, "'teacher.teacher', which names teacher twice: name it once"),
+    ("combined", {"objective.name": "agreement+emotion"}, "'agreement.emotion', but this config lacks emotion.head"),
+    ("combined", {"objective.agreement.weight": 0.0}, "objective.agreement.weight is 0.0, but must lie between 1e-06"),
+    ("combined", {"objective.teacher.decay": 1.5}, "objective.teacher.decay is 1.5, but must lie between 0 and 1"),
+    ("agreement", {"objective.together": 1}, "objective.together is 1, but must lie between 2"),
+    ("future_prediction", {"objective.ahead": 0.0}, "objective.ahead is 0.0, but must lie between 0.001"),
+    ("cluster_identities", {"objective.clusters": 1}, "objective.clusters is 1, but must lie between 2"),
+    ("alteration", {"objective.group": 1.5}, "objective.group is 1.5"),
     ("scratch", {"objective.head": "brain"}, "objective.head is 'brain': choose one of auto, intensity, category"),
     ("scratch", {"objective.loss": "l3"}, "objective.loss is 'l3': choose one of ordinal, l1, l2, huber"),
     ("scratch", {"objective.dropout": 1.0}, "objective.dropout is 1.0"),
@@ -222,13 +234,32 @@ def test_a_group_of_fields_cannot_be_given_at_once():
 
 def test_every_number_and_every_choice_of_every_config_is_checked():
     free = {"data.corpus", "data.features", "data.labels", "data.folds", "data.words", "data.label_names", "data.prepared"}
-    free |= {"init_from", "emotion.selection", "model.remat", "train.unlabelled", "compare.variants", "compare.pretrain_on", "fixed"}
-    for name in ("pretrain", "scratch", "evaluate", "quickstart"):
+    free |= {"init_from", "emotion.selection", "model.remat", "model.causal", "train.unlabelled", "fixed"}
+    free |= {"compare.variants", "compare.pretrain_on"}
+    pretext = ("pretrain", "future_prediction", "alteration", "agreement", "cluster_identities", "teacher", "combined")
+    for name in (*pretext, "scratch", "evaluate", "quickstart", "experiments.objectives"):
         flat = fields.flat(get(name))
         assert {fields._key(flat, field) for field in flat} - free <= set(fields._ALLOWED)
 
 
+def test_a_part_without_its_weight_is_refused():
+    config = get("combined")
+    del config.objective.agreement.weight
+    with pytest.raises(UserError, match="but this config lacks objective.agreement.weight: take one that is made for it"):
+        fields.check(config)
+    config.objective.name = "agreement"  # which alone needs none
+    fields.check(config)
+
+
+def test_what_a_corpus_sets_of_an_objective_goes_for_every_one_that_is_listed():
+    config = resolved("combined", {"objective.teacher.ratio": 0.3}, corpus="demo")
+    assert (config.objective.masked_timesteps.ratio, config.objective.teacher.ratio) == (0.5, 0.3)
+    assert {config.objective[name].span for name in ("masked_timesteps", "agreement", "teacher", "cluster_identities")} == {0.32}
+
+
 UNREAD = [
+    ("combined", {"objective.teacher.decay": 0.9}, ["objective.teacher.decay", "objective.name is masked_timesteps+agreement"]),
+    ("combined", {"objective.name": "teacher", "objective.teacher.weight": 2.0}, ["objective.teacher.weight", "objective.name is teacher"]),
     ("scratch", {"train.strategy": "full", "train.probe_steps": 9}, ["train.probe_steps", "train.strategy is full"]),
     ("scratch", {"train.strategy": "probe", "train.probe_steps": 9}, ["train.probe_steps", "train.strategy is probe"]),
     ("scratch", {"objective.head": "category", "objective.loss": "l1"}, ["objective.loss", "objective.head is category"]),

@@ -69,8 +69,13 @@ def test_pretraining_and_fine_tuning_share_the_backbone_and_the_frontend():
 
 
 def test_all_comparisons_have_the_same_fields():
-    assert len(COMPARISONS) == 12
-    assert len({tuple(sorted(fields.flat(get(name)))) for name in COMPARISONS}) == 1
+    assert len(COMPARISONS) == 13
+    own = {name: set(fields.flat(get(name))) for name in COMPARISONS}
+    listed = {field for field in own["experiments.objectives"] if field.startswith("pretrain.objective.")}  # of all objectives
+    alone = {field for field in own["configs.quickstart"] if field.startswith("pretrain.objective.")}
+    assert own["experiments.objectives"] - listed | alone == own["configs.quickstart"]
+    del own["experiments.objectives"]
+    assert len({tuple(sorted(names)) for names in own.values()}) == 1
 
 
 def test_a_comparison_has_the_fields_of_its_trainings_less_what_its_grid_says():
@@ -89,6 +94,25 @@ def test_the_quickstart_compares_the_same_label_counts_on_any_corpus_that_asks_f
         assert config.compare.label_counts == (30, 120, 0)
 
 
+@pytest.mark.parametrize("name", ["future_prediction", "alteration", "agreement", "cluster_identities", "teacher", "combined"])
+def test_pretrainings_differ_in_their_objective_and_in_what_it_needs(name):
+    own, masked = get(name, "nemo"), get("pretrain", "nemo")
+    assert own.data == masked.data and own.train == masked.train
+    assert own.model.causal == (name == "future_prediction")
+    with own.unlocked():
+        own.model.causal = masked.model.causal
+    assert own.model == masked.model
+
+
+def test_objectives_are_compared_with_the_fields_of_their_own_configs():
+    listed = get("experiments.objectives").pretrain.objective
+    assert listed == get("combined").objective
+    for name in ("future_prediction", "alteration", "agreement", "cluster_identities", "teacher"):
+        alone = get(name).objective.to_dict()
+        assert {**alone, "weight": listed[name].weight} == {"name": name, **listed[name].to_dict()}
+    assert listed.masked_timesteps.to_dict() | {"name": "masked_timesteps"} == get("pretrain").objective.to_dict() | {"weight": 1.0}
+
+
 @pytest.mark.parametrize("corpus", ["demo", "nemo"])
 def test_the_paper_masks_single_timesteps_and_regresses_intensities(corpus):
     config = get("paper", corpus)
@@ -101,7 +125,9 @@ def test_the_paper_masks_single_timesteps_and_regresses_intensities(corpus):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_searches_never_see_the_test_fold(name):
     assert get(name).compare.fold == (
-        "test" if name.split(".")[1] in ("label_fraction", "intensity_loss", "transfer", "validation", "normalisation") else "valid"
+        "test"
+        if name.split(".")[1] in ("label_fraction", "intensity_loss", "transfer", "validation", "normalisation", "objectives")
+        else "valid"
     )
 
 
@@ -137,6 +163,7 @@ def test_no_config_file_builds_on_another_but_for_scratch_and_lists_of_variants(
         "transfer",
         "validation",
         "normalisation",
+        "objectives",
     }
 
 

@@ -34,6 +34,10 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{source / FILE} is damaged ({type(error).__name__}): train anew.") from error
     best = checkpoint.load_best(source)
+    if best.variables["constants"] and not experiment.objective.labelled and experiment.name != card.corpus:
+        raise UserError(
+            f"{source} learned {trained.objective.name} of {card.corpus}, whose targets no other corpus has: evaluate it there."
+        )
     if checkpoint.shapes(best.variables["params"]) != checkpoint.shapes(experiment.params()):
         raise UserError(f"{source} holds weights of other shapes than this version makes of its config: train anew.")
     preemption.stop_if_requested()
