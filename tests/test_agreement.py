@@ -126,10 +126,10 @@ def test_a_fold_is_judged_by_all_segments_of_a_recording(params):
 
 
 def test_recordings_of_one_segment_are_refused(params):
-    lonely = types.SimpleNamespace(by_recording=Recordings(np.arange(6), np.ones(6)))
+    lonely = types.SimpleNamespace(basis=np.column_stack([np.arange(6), np.arange(6), np.arange(1, 7)]))
     with pytest.raises(UserError, match="agreement tells segments of one recording apart, but no recording has two"):
         OBJECTIVE.begin(params, lonely)
-    made = OBJECTIVE.finish({}, predict(params, batch()), lonely.by_recording)
+    made = OBJECTIVE.finish({}, predict(params, batch()), lonely.basis)
     with pytest.raises(UserError, match="no recording of a fold has two: correct the folds"):
         OBJECTIVE.evaluate(made, None, None)
 

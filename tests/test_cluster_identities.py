@@ -11,7 +11,6 @@ import pytest
 from conftest import same
 
 from jax_emossl import checkpoint
-from jax_emossl.data.batches import Recordings
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
@@ -46,7 +45,8 @@ class Pieces:
         own = rng.normal(size=(5, 1, 6)) + 0.05 * rng.normal(size=(5, 40, 6))
         few = np.repeat(np.eye(3, 6), 4, 0)
         self._pieces = [x.astype(np.float32) for x in (*own, *(own + 7), few)]
-        self.by_recording = Recordings(np.repeat([0, 1, 2], [5, 5, 1]), np.ones(4))  # the fourth has no segment
+        self.recording, self.dimension = np.repeat([0, 1, 2], [5, 5, 1]), 6
+        self.num_recordings = 4  # the fourth has no segment
 
     def steps(self, i, start=0, length=None):
         return self._pieces[i][start:][:length]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from jax_emossl import objectives
-from jax_emossl.data.batches import Recordings
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
@@ -26,20 +25,20 @@ WEIGHTS = {"masked_timesteps": 1.0, "agreement": 0.3, "teacher": 2.0}
 OBJECTIVE = objectives.make(CONFIG, ENCODER, FRONTEND, types.SimpleNamespace())
 PARTS = {name: part for name, _, part in OBJECTIVE.parts}
 NUM_STEPS = np.array([12, 9, 5, 12], np.int32)
-RECORDING = np.array([0, 0, 1, 1], np.int32)
+BASIS = np.array([[0, 0, 2], [1, 0, 2], [2, 2, 4], [3, 2, 4]], np.int32)
 
 
 def batch():
     return {
         "features": np.random.default_rng(0).normal(size=(4, 12, 6)).astype(np.float32), "num_steps": NUM_STEPS,
-        "recording": RECORDING, "weight": np.array([1, 1, 1, 0], np.float32), "segment": np.arange(4, dtype=np.int32),
+        "num_frames": 2 * NUM_STEPS, "basis": BASIS, "weight": np.array([1, 1, 1, 0], np.float32), "segment": np.arange(4, dtype=np.int32),
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def variables():
     params = jax.jit(OBJECTIVE.init)(jax.random.key(0), batch())
-    segments = types.SimpleNamespace(by_recording=Recordings(RECORDING, np.ones(2)))
+    segments = types.SimpleNamespace(basis=BASIS)
     return {"params": params, "constants": OBJECTIVE.begin(params, segments)}
 
 
@@ -83,12 +82,11 @@ def test_the_loss_is_the_weighted_sum_of_the_parts_means(variables):
 
 
 def test_an_evaluation_reports_all_parts_and_chooses_by_the_weighted_total(variables):
-    recordings = Recordings(RECORDING, np.ones(2, np.float32))
-    outputs = OBJECTIVE.finish(variables, jax.jit(OBJECTIVE.predict)(variables, batch()), recordings)
+    outputs = OBJECTIVE.finish(variables, jax.jit(OBJECTIVE.predict)(variables, batch()), BASIS)
     report, undefined = OBJECTIVE.evaluate(outputs, None, None)
     expected = 0.0
     for name, part in PARTS.items():
-        made = part.finish(of(variables, name), jax.jit(part.predict)(of(variables, name), batch()), recordings)
+        made = part.finish(of(variables, name), jax.jit(part.predict)(of(variables, name), batch()), BASIS)
         own, _ = part.evaluate(made, None, None)
         for what, value in own.items():
             assert report[f"{name}.{what}"] == pytest.approx(value, rel=1e-4)
@@ -108,7 +106,15 @@ def test_what_moves_in_a_part_moves(variables):
 def test_what_learns_of_labels_is_combined_with_nothing(demo_corpus):
     own = CONFIG.copy_and_resolve_references()
     own.name = "agreement+emotion"
-    own.emotion = {"weight": 1.0, "head": "auto", "loss": "ordinal", "dropout": 0.0, "selection": ""}
+    own.emotion = {
+        "weight": 1.0,
+        "head": "auto",
+        "loss": "ordinal",
+        "reads": "encoder",
+        "dropout": 0.0,
+        "standards_prior": 40.0,
+        "selection": "",
+    }
     with pytest.raises(UserError, match=r"'agreement\+emotion', but emotion learns of labels: combine pretext tasks only"):
         objectives.make(own, ENCODER, FRONTEND, demo_corpus)
 

@@ -123,7 +123,7 @@ BAD = [
     ("scratch", {"model.heads": 0}, "model.heads is 0"),
     ("scratch", {"model.name": "oracle"}, "model.name is 'oracle': choose one of conv_transformer, "),
     ("scratch", {"model.name": "temporal_conv"}, "model.name is 'temporal_conv', but this config lacks temporal_conv.kernel: take one"),
-    ("sarkar2020", {"model.name": "transformer"}, "model.name is 'transformer', but this config lacks transformer.heads: take one"),
+    ("sarkar2020", {"model.name": "transformer"}, "model.name is 'transformer', but this config lacks transformer.near: take one"),
     ("sarkar2020", {"model.kernel": 0}, "model.kernel is 0, but must lie between 1 and inf"),
     ("sarkar2020", {"objective.transformations": ("noise", "echo")}, "objective.transformations is 'echo': choose one of original, noise"),
     ("wu2023", {"objective.crop": 0.0}, "objective.crop is 0.0, but must lie between 0.01 and 1"),

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jax_emossl import metrics
+from jax_emossl import metrics, standards
 from jax_emossl.encoders.conv_transformer import ConvTransformer
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
@@ -157,9 +157,8 @@ def test_functionals_stand_beside_the_encoder_standardised_as_it_is(labels):
     alone = pool(make(labels), variables, batch())["pooled"]
     vectors = np.asarray(pool(objective, variables, batch())["pooled"])
     np.testing.assert_array_equal(vectors, np.concatenate([alone, FUNCTIONALS], 1))
-    constants = variables["constants"]["recordings"]
-    location, scale = (constants[name][FOLD.place] for name in ("location", "scale"))
-    standardised, readout = (vectors - location) / scale, variables["params"]["head"]["readout"]
+    standardised = np.asarray(standards.standardised(vectors, FOLD, variables["constants"]["overall"], PRIOR))
+    readout = variables["params"]["head"]["readout"]
     assert np.abs(standardised).max() < 5  # both parts enter at the same size
     expected = standardised @ readout["kernel"] + readout["bias"]
     np.testing.assert_allclose(scores(objective, variables, batch()), expected, rtol=1e-4, atol=1e-4)

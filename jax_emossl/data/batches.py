@@ -26,6 +26,7 @@ class Segments:
       lengths: (S,) model steps of every segment.
       labels: (S, E) intensities.
       recordings: (S,) recording ids.
+      recording: (S,) their places among all recordings of the corpora, the same in every fold.
       enrolled: (S,) whether they serve as enrolment, by which others of their recording are normalised.
       basis: (S, 3) on which segments what the head reads of each is standardised, see `normalisation.basis`.
       whole: the segments of which these were taken, or themselves.
@@ -44,6 +45,8 @@ class Segments:
         self.labels = np.concatenate([part.labels if part.labels.shape[1] else np.zeros((len(part), width), np.float32) for part in parts])
         self.lengths = frontend.num_steps(self._count)
         self.recordings = np.array([r for part in parts for r in part.recordings], str)
+        self.recording = np.searchsorted(corpus.recordings, self.recordings).astype(np.int32)
+        self.num_recordings = len(corpus.recordings)
         self.whole = self
         self.positions = np.arange(len(self))
         if frontend.by == normalisation.NEUTRAL and not corpus.emotions:
@@ -80,6 +83,9 @@ class Segments:
         first_scaling = np.cumsum([0, *(len(part._location) for part in parts)])
         joined._frames = [frames for part in parts for frames in part._frames]
         joined._part = np.concatenate([part._part + first for part, first in zip(parts, first_part, strict=False)])
+        first_recording = np.cumsum([0, *(part.num_recordings for part in parts)]).astype(np.int32)
+        joined.recording = np.concatenate([part.recording + first for part, first in zip(parts, first_recording, strict=False)])
+        joined.num_recordings = int(first_recording[-1])
         joined._scaled_by = np.concatenate([part._scaled_by + first for part, first in zip(parts, first_scaling, strict=False)])
         for name in ("_first", "_count", "_location", "_scale", "lengths", "recordings"):
             setattr(joined, name, np.concatenate([getattr(part, name) for part in parts]))
@@ -102,7 +108,19 @@ class Segments:
     def take(self, positions: Int[np.ndarray, "n"]) -> Self:
         """Some of the segments, in the order of `positions`."""
         segments = copy.copy(self)
-        for name in ("_part", "_first", "_count", "_scaled_by", "recordings", "labels", "lengths", "positions", "enrolled", "basis"):
+        for name in (
+            "_part",
+            "_first",
+            "_count",
+            "_scaled_by",
+            "recordings",
+            "recording",
+            "labels",
+            "lengths",
+            "positions",
+            "enrolled",
+            "basis",
+        ):
             setattr(segments, name, getattr(self, name)[positions])
         return segments
 
@@ -154,7 +172,7 @@ class Segments:
         return self._frontend(frames, self._location[scaled_by], self._scale[scaled_by], counts)
 
     def gather_all_but_features(self, selection: Selection) -> Batch:
-        """All per row: numbers of steps, and of the pooled frames in them; labels, weight, segment, basis; functionals if asked for."""
+        """All per row: numbers of steps, and of the pooled frames in them; labels, weight, segment, recording, basis; functionals if asked for."""
         segments, frontend = selection.segments, self._frontend
         frames = self._count[segments] - selection.starts * frontend.frames_per_step
         own = {"functionals": self.whole.functionals_of_whole[self.positions[segments]]} if self.with_functionals else {}
@@ -164,6 +182,7 @@ class Segments:
             "labels": self.labels[segments],
             "weight": selection.weight,
             "segment": segments.astype(np.int32),
+            "recording": self.recording[segments],
             "basis": self.basis[segments],
             **own,
         }

@@ -32,11 +32,10 @@ def clusters_of(segments: Segments, number: int) -> dict[str, np.ndarray]:
     Returns:
       `centroids` (R, K, D) and their `share` (R, K) of the recording's steps, 0 where a recording has fewer.
     """
-    recordings, dimension = segments.by_recording, segments.steps(0, 0, 1).shape[1]
-    centroids = np.zeros((len(recordings.reliance), number, dimension), np.float32)
+    centroids = np.zeros((segments.num_recordings, number, segments.dimension), np.float32)
     share = np.zeros(centroids.shape[:2], np.float32)
-    for place in np.unique(recordings.place):
-        steps = np.concatenate([segments.steps(i) for i in np.flatnonzero(recordings.place == place)])
+    for place in np.unique(segments.recording):
+        steps = np.concatenate([segments.steps(i) for i in np.flatnonzero(segments.recording == place)])
         steps = steps[:: -(-len(steps) // _MOST)]
         found = KMeans(min(number, len(np.unique(steps, axis=0))), n_init=1, random_state=0).fit(steps)
         centroids[place, : found.n_clusters] = found.cluster_centers_

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jax_emossl import objectives
-from jax_emossl.data.batches import Recordings, Segments
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
@@ -60,8 +60,8 @@ class Combined(Objective):
     def predict(self, variables: Variables, batch: Batch) -> Outputs:
         return _named({name: part.predict(_of(variables, name), batch) for name, _, part in self.parts})
 
-    def finish(self, variables: Variables, outputs: Outputs, recordings: Recordings) -> Outputs:
-        return _named({name: part.finish(_of(variables, name), _part(outputs, name), recordings) for name, _, part in self.parts})
+    def finish(self, variables: Variables, outputs: Outputs, basis: Int[Array, "b 3"]) -> Outputs:
+        return _named({name: part.finish(_of(variables, name), _part(outputs, name), basis) for name, _, part in self.parts})
 
     def evaluate(self, outputs: Outputs, labels: np.ndarray, calibration: None) -> Report:
         """All that the parts report, and the weighted total of what would choose their steps."""
