@@ -86,7 +86,9 @@ def read_outs(head: str) -> None:
     if head == "category":
         truth *= np.arange(len(EMOTIONS)) == truth.argmax(1)[:, None]
     x = (truth @ rng.normal(0, 0.15, (len(EMOTIONS), _DIMENSIONS)) + rng.normal(size=(_TRAINING, _DIMENSIONS))).astype(np.float32)
-    config = ml_collections.ConfigDict({"head": head, "loss": "ordinal", "dropout": 0.3, "selection": ""})
+    config = ml_collections.ConfigDict(
+        {"head": head, "loss": "ordinal", "reads": "encoder", "dropout": 0.3, "standards_prior": 40.0, "selection": ""}
+    )
     fold = {"train": ml_collections.ConfigDict({"labels": truth})}
     objective = emotion.make(config, None, None, type("Corpus", (), {"emotions": EMOTIONS, "fold": staticmethod(fold.__getitem__)}))
     for strength in _STRENGTHS:

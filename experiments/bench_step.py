@@ -60,18 +60,18 @@ def ours(size: Size, dtype: str, features: np.ndarray) -> tuple[Callable[[], Non
     encoder = transformer.Transformer(size.width, size.layers, size.heads, dropout=_DROPOUT, dtype=dtype)
     objective = MaskedTimesteps(encoder, _FEATURES, _RATIO, _SPAN, "l1", 0.0)
     rows = np.arange(size.rows, dtype=np.int32)
-    batch = {"features": features, "num_steps": np.full_like(rows, size.steps), "weight": np.ones(size.rows, np.float32), "segment": rows}
-    batch = jax.device_put(batch)
+    batch = {"features": features, "num_steps": np.full_like(rows, size.steps), "weight": np.ones(size.rows, np.float32)}
+    batch = jax.device_put(batch | {"segment": rows, "num_frames": np.full_like(rows, size.steps)})
     rates, key = Rates(np.float32(_RATE), np.float32(1), np.int32(0)), jax.random.key(0)
-    step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("params", "opt_state"))
+    step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("variables", "opt_state"))
     params = jax.jit(objective.init)(jax.random.key(0), batch)
-    state = params, _OPTIMIZER.transformation().init(params)
+    state = {"params": params, "constants": {}}, _OPTIMIZER.transformation().init(params)
     number = sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def turn() -> None:
         nonlocal state
         for step in range(_AT_ONCE):
-            *state, sums = step_of(objective, _OPTIMIZER, rates, key, {}, *state, jnp.int32(step), batch)
+            *state, sums = step_of(objective, _OPTIMIZER, rates, key, *state, jnp.int32(step), batch)
         jax.block_until_ready((state, sums))
 
     return turn, number

@@ -127,7 +127,7 @@ BAD = [
     ("sarkar2020", {"model.kernel": 0}, "model.kernel is 0, but must lie between 1 and inf"),
     ("sarkar2020", {"objective.transformations": ("noise", "echo")}, "objective.transformations is 'echo': choose one of original, noise"),
     ("wu2023", {"objective.crop": 0.0}, "objective.crop is 0.0, but must lie between 0.01 and 1"),
-    ("scratch", {"objective.reads": "minds"}, "objective.reads is 'minds': choose one of encoder, summary"),
+    ("scratch", {"objective.reads": "minds"}, "objective.reads is 'minds': choose one of encoder, encoder\\+functionals, summary"),
     ("scratch", {"data.pool": -0.01}, "data.pool is -0.01"),
     ("scratch", {"data.stack": math.inf}, "data.stack is inf"),
     ("scratch", {"data.norm_prior": -1.0}, "data.norm_prior is -1.0"),
@@ -139,13 +139,13 @@ BAD = [
     ("scratch", {"num_labels": -1}, "num_labels is -1"),
     ("scratch", {"objective.name": "telepathy"}, "objective.name is 'telepathy': choose one of agreement, alteration"),
     ("scratch", {"objective.name": "masked_timesteps"}, "objective.name is 'masked_timesteps', but this config lacks masked_timesteps"),
-    ("pretrain", {"objective.name": "emotion"}, "objective.name is 'emotion', but this config lacks emotion.head"),
+    ("pretrain", {"objective.name": "emotion"}, "objective.name is 'emotion', but this config lacks emotion.reads"),
     ("pretrain", {"objective.name": "masked_timesteps+agreement"}, "'masked_timesteps.agreement', but this config lacks masked_timesteps"),
     ("pretrain", {"objective.name": "combined"}, "objective.name is 'combined': choose one of agreement, alteration"),
     ("combined", {"objective.name": "agreement+telepathy"}, "objective.name is 'telepathy': choose one of agreement, alteration"),
     ("combined", {"objective.name": "agreement+"}, "objective.name is '': choose one of agreement, alteration"),
     ("combined", {"objective.name": "teacher+teacher"}, "'teacher.teacher', which names teacher twice: name it once"),
-    ("combined", {"objective.name": "agreement+emotion"}, "'agreement.emotion', but this config lacks emotion.head"),
+    ("combined", {"objective.name": "agreement+emotion"}, "'agreement.emotion', but this config lacks emotion.reads"),
     ("combined", {"objective.agreement.weight": 0.0}, "objective.agreement.weight is 0.0, but must lie between 1e-06"),
     ("combined", {"objective.teacher.decay": 1.5}, "objective.teacher.decay is 1.5, but must lie between 0 and 1"),
     ("agreement", {"objective.together": 1}, "objective.together is 1, but must lie between 2"),
@@ -234,7 +234,7 @@ def test_a_group_of_fields_cannot_be_given_at_once():
 
 def test_every_number_and_every_choice_of_every_config_is_checked():
     free = {"data.corpus", "data.features", "data.labels", "data.folds", "data.words", "data.label_names", "data.prepared"}
-    free |= {"init_from", "emotion.selection", "model.remat", "model.causal", "train.unlabelled", "fixed"}
+    free |= {"init_from", "emotion.selection", "transformer.remat", "transformer.causal", "train.unlabelled", "fixed"}
     free |= {"compare.variants", "compare.pretrain_on"}
     pretext = ("pretrain", "future_prediction", "alteration", "agreement", "cluster_identities", "teacher", "combined")
     for name in (*pretext, "scratch", "evaluate", "quickstart", "experiments.objectives"):

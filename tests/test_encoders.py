@@ -41,8 +41,11 @@ def make(model, dropout, frontend):
     return Recurrent(model.width)
 '''
 MODEL = ml_collections.ConfigDict(
-    {"name": "transformer", "width": 16, "layers": 2, "heads": 4, "near": 0.1, "far": 0.4, "dtype": "bfloat16", "remat": True}
-)
+    {
+        "name": "transformer", "width": 16, "layers": 2, "heads": 4, "near": 0.1, "far": 0.4, "dtype": "bfloat16", "remat": True,
+        "causal": False,
+    }
+)  # fmt: skip
 
 
 @pytest.fixture

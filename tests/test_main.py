@@ -159,7 +159,7 @@ def test_workdir_defaults_to_runs_config_and_time(command, data, tmp_path, monke
 def test_a_dry_run_tells_and_makes_nothing(command, data, tmp_path):
     code, out, _ = command(*SCRATCH, data, "--dry_run")
     assert code == 0 and not (tmp_path / "workdir").exists()
-    assert "\n  train.steps = 6\n" in out and "\ntrains 1 x training of 6 steps of 8 x a whole segment\n" in out
+    assert "\n  train.steps = 6\n" in out and "\ntrains 1 x training of 6 steps of 8 x 8 s\n" in out
     assert out.strip().splitlines()[-1].startswith("ESTIMATE")
 
 

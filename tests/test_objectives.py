@@ -46,7 +46,7 @@ def make(config, encoder, frontend, corpus):
 '''
 NAMED = ml_collections.ConfigDict({"name": "loudness"})
 SETTINGS = {
-    "steps": 20, "batch_size": 8, "crop": 0.0, "learning_rate": 0.3, "warmup_steps": 2, "weight_decay": 0.0, "b2": 0.98,
+    "steps": 20, "batch_size": 8, "accumulate": 1, "crop": 0.0, "learning_rate": 0.3, "warmup_steps": 2, "weight_decay": 0.0, "b2": 0.98,
     "clip_norm": 1.0, "eval_every": 5, "patience": 0, "log_every": 5,
 }  # fmt: skip
 
