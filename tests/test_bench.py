@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from test_encode import RATE, tone
 
-from experiments import bench_data, bench_encode, bench_statistics, bench_step, bench_sweep
+from experiments import bench_data, bench_encode, bench_representation, bench_statistics, bench_step, bench_sweep
 from jax_emossl import results
 from jax_emossl.comparison import Comparison
 from jax_emossl.data.audio import Extractor
@@ -55,6 +55,12 @@ def test_the_products_of_a_step_are_those_that_its_program_has():
     size = bench_step.Size(16, 1, 2, 4, 8)
     projections, attention = 2 * 100 * 16 + 12 * 16 * 16, 2 * 8 * 16  # per model step, multiply and add each
     assert size.products == 3 * 4 * 8 * 2 * (projections + attention)
+
+
+def test_a_fold_is_encoded_beside_a_product_of_matrices(demo_corpus):
+    made = bench_representation.measure(str(demo_corpus.path), "valid", 8, rounds=1)
+    assert made["segments"] == 8 and made["model_steps"] > 8
+    assert made["steps_per_second"] == pytest.approx(made["model_steps"] / made["seconds"]) and made["share_of_limit"] > 0
 
 
 @pytest.mark.parametrize("category", [False, True])
