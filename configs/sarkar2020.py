@@ -21,7 +21,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.corpus = corpus  # file in data/corpora; "" = demo (synthetic), unless features or prepared are given
-    data.features = ""  # .csd of features; "" = the corpus's own
+    data.features = ""  # .csd of features, or several joined by commas, the first of which has the frames; "" = the corpus's own
     data.labels = ""  # .csd of labels; "" = the corpus's own
     data.folds = ""  # JSON of recording ids per fold, or cmu_mosei; "" = the corpus's own
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames

@@ -27,7 +27,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     required = parser.add_argument_group("required")
-    required.add_argument("--features", required=True, metavar="F.csd", help="frames of every recording")
+    required.add_argument(
+        "--features",
+        required=True,
+        action="append",
+        metavar="F.csd",
+        help="frames of every recording; given again, another file (words, faces, ...), whose values are averaged over the frames of the "
+        "first, or repeated on them",
+    )
     parser.add_argument(
         "--labels",
         default="",
@@ -47,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tfds", dest="as_tfds", action="store_true", help="write also DIR/tfds, for tfds.builder_from_directory")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it holds a prepared corpus")
-    parser.add_argument("--name", default="", help="name of the corpus in results (default: F)")
+    parser.add_argument("--name", default="", help="name of the corpus in results (default: F, of the first)")
     return parser
 
 

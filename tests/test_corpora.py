@@ -70,6 +70,16 @@ def test_files_given_take_the_place_of_the_corpus_own(tmp_path):
     assert corpora.files(data(features="F", labels="L", folds="cmu_mosei")) == Files("F", "L", "cmu_mosei")
 
 
+def test_several_files_of_features_are_joined_by_commas(tmp_path):
+    for name in ("F.csd", "a,b.csd"):
+        (tmp_path / name).write_text("features")
+    given = data(features=f"{tmp_path}/F.csd,{tmp_path}/G.csd", labels="L", folds="cmu_mosei")
+    own = corpora.files(given)
+    assert corpora.listed(own.features) == [f"{tmp_path}/F.csd", f"{tmp_path}/G.csd"]
+    assert corpora.missing(own) == [f"{tmp_path}/G.csd", "L"] and corpora.name(given) == "F"
+    assert corpora.listed(f"{tmp_path}/a,b.csd") == [f"{tmp_path}/a,b.csd"]
+
+
 def test_missing_files_are_named_and_nothing_is_made_by_looking(tmp_path, monkeypatch):
     monkeypatch.setenv("EMOSSL_CACHE", str(tmp_path / "cache"))
     files = demo.files()
@@ -98,6 +108,8 @@ def test_the_place_of_a_prepared_corpus_changes_with_all_that_it_is_made_of(tmp_
     (tmp_path / "F").write_text("features")
     given = {"corpus": "mine", "features": str(tmp_path / "F"), "labels": "L", "folds": str(tmp_path / "folds.json")}
     changes = [{}, {"folds": str(tmp_path / "other.json")}, {"corpus": "yours"}, {"words": "W"}, {"label_names": "joy,gloom"}]
+    (tmp_path / "G").write_text("more features")
+    changes += [{"features": f"{tmp_path}/F,{tmp_path}/G"}, {"features": f"{tmp_path}/G,{tmp_path}/F"}]
     configs = [data(**given | change) for change in changes]
     places = [corpora.folder(config, corpora.files(config)) for config in [*configs, configs[0]]]
     assert len(set(places)) == len(changes) and places[0] == places[-1]

@@ -121,6 +121,106 @@ def test_synthetic_features_are_marked(files):
     assert build(files, name="toy").synthetic
 
 
+# Several files of features.
+
+
+@pytest.fixture
+def beside(files):
+    """Writes another file of features beside the first, of `number` rows of `hop` seconds for each recording: `path, entries`."""
+
+    def make(root, hop, number, width, names=None, changed={}):  # noqa: B006
+        rng = np.random.default_rng(len(root))
+        entries = {r: (rng.normal(size=(number, width)).astype(np.float32), grid(number, hop)) for r in files.entries} | changed
+        path = files.features.with_name(f"{root}.csd")
+        csd.write(path, root, ((r, *e) for r, e in entries.items() if e), {"dimension names": names} if names else {})
+        return path, entries
+
+    return make
+
+
+def several(files, *paths, **options) -> prepared.Corpus:
+    corpus.build([files.features, *paths], files.labels, files.folds, files.out, **options)
+    return prepared.load(files.out)
+
+
+def test_slow_rows_are_repeated_and_fast_ones_averaged_over_the_first_files_frames(files, beside):
+    alone = build(files)
+    faces, slow = beside("faces", 0.04, 150, 2, ["smile", "frown"])
+    fast_file, fast = beside("fast", 0.005, 1200, 1)
+    loaded = several(files, faces, fast_file, overwrite=True)
+    assert loaded.features == (*FEATURES, "smile", "frown", "dimension_0")
+    assert (loaded.sources, loaded.hop, loaded.name) == ({"acoustic": 3, "faces": 2, "fast": 1}, 0.01, "F")
+    assert account(loaded) == {}
+    for name, fold in loaded.folds.items():
+        for own, its in ((fold.offsets, alone.folds[name].offsets), (fold.labels, alone.folds[name].labels)):
+            np.testing.assert_array_equal(own, its)
+        np.testing.assert_array_equal(fold.frames[:, :3], alone.folds[name].frames)
+        for s, r in enumerate(fold.recordings):
+            frame = round(fold.intervals[s, 0] * 100) + np.arange(100)
+            own = fold.frames[fold.offsets[s] : fold.offsets[s + 1]]
+            np.testing.assert_array_equal(own[:, 3:5], slow[r][0][frame // 4])
+            np.testing.assert_allclose(own[:, 5], fast[r][0][:, 0].reshape(-1, 2).mean(1)[frame], rtol=1e-4, atol=1e-6)
+    every = np.repeat(slow["rec_a"][0], 4, 0).astype(float)
+    np.testing.assert_allclose(loaded.statistics["rec_a"].mean[3:5], every.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(loaded.statistics["rec_a"].mean[:3], alone.statistics["rec_a"].mean)
+
+
+def test_what_another_file_lacks_counts_as_the_mean_and_is_counted(files, beside):
+    half = np.ones((75, 2), np.float32)
+    half[3] = np.inf
+    changed = {"rec_a": None, "rec_b": (half, grid(75, 0.04)), "rec_d": (np.zeros((150, 3), np.float32), grid(150, 0.04))}
+    faces, slow = beside("faces", 0.04, 150, 2, changed=changed)
+    loaded = several(files, faces)
+    assert account(loaded) == {
+        "recordings without faces, which count as the mean there": (2, ["rec_a", "rec_d (3 dimensions where others have 2)"]),
+        "frames without faces, which count as the mean there": (600 + 300 + 4 + 600, ["rec_a", "rec_b", "rec_d"]),
+        "non-finite values of faces, which are left out": (2, ["rec_b"]),
+    }
+    train = loaded.folds["train"]
+    assert np.isnan(train.frames[:300, 3:]).all() and not np.isnan(train.frames[:, :3]).any()  # rec_a: its own frames are kept
+    assert np.isnan(loaded.statistics["rec_a"].mean[3:]).all()
+    assert np.flatnonzero(np.isnan(train.frames[300:400, 3])).tolist() == [12, 13, 14, 15] and np.nanmin(train.frames[300:400, 3:]) == 1
+    assert np.isnan(train.frames[500:600, 3:]).all()  # rec_b, from 3 s on
+    np.testing.assert_allclose(loaded.train_statistics.mean[3:], 1)  # of what rec_b has
+
+
+def test_names_that_clash_are_told_apart_by_their_file(files, beside):
+    faces, _ = beside("faces", 0.04, 150, 2, ["energy", "smile"])
+    (files.features.parent / "again").mkdir()
+    more = faces.rename(files.features.parent / "again" / "faces.csd")
+    faces, _ = beside("faces", 0.04, 150, 2, ["energy", "smile"])
+    loaded = several(files, faces, more)
+    assert loaded.features == (*FEATURES, "faces.energy", "smile", "faces_3.energy", "faces_3.smile")
+    assert loaded.sources == {"acoustic": 3, "faces": 2, "faces_3": 2}
+
+
+def test_words_average_the_frames_of_all_files(files, beside):
+    faces, slow = beside("faces", 0.04, 150, 2)
+    files.write_words(dict.fromkeys(files.entries, np.array([[0.08, 0.32]])))
+    fold = several(files, faces, words=files.words).folds["test"]
+    np.testing.assert_allclose(fold.frames[0, :3], files.entries["rec_d"][0][8:32].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(fold.frames[0, 3:], slow["rec_d"][0][2:8].mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "mentions"),
+    [
+        (lambda path, files: path.unlink(), ["faces.csd", "does not exist"]),
+        (lambda path, files: csd.write(path, "faces", [("other", np.ones((3, 2)), grid(3))]), ["F.csd", "faces.csd", "no recording id in common"]),
+        (lambda path, files: (path.unlink(), path.symlink_to(files.features)), ["faces.csd", "given twice", "name each file once"]),
+        (lambda path, files: csd.write(path, "faces", [("rec_a", np.ones((3, 0)), grid(3))]), ["faces.csd", "0 dimensions"]),
+        (lambda path, files: csd.write(path, "faces", [("rec_a", np.ones((3, 2)), grid(2))]), ["faces.csd", "'rec_a'", "lengths must agree"]),
+        (lambda path, files: csd.write(path, "faces", [("rec_a", np.ones((3, 2)), -grid(3))]), ["faces.csd", "'rec_a'", "correct its interval"]),
+    ],
+)  # fmt: skip
+def test_bad_further_files(damage, mentions, files, beside, capsys, monkeypatch):
+    path, _ = beside("faces", 0.04, 150, 2)
+    damage(path, files)
+    error = refusal([*files.arguments, "--features", path], capsys, monkeypatch)
+    assert all(mention in error for mention in mentions), error
+    assert not files.out.exists()
+
+
 # What is dropped, repaired or clipped.
 
 
@@ -406,10 +506,13 @@ def command(*arguments) -> list[str]:
 
 
 def test_command_line(files):
-    arguments = [*files.arguments, "--unlabelled", "--name", "toy"]
+    more = files.features.with_name("faces.csd")
+    csd.write(more, "faces", [("rec_a", np.ones((150, 2)), grid(150, 0.04))])
+    arguments = [*files.arguments, "--features", more, "--unlabelled", "--name", "toy"]
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=True)
     assert "train_unlabelled" in done.stdout and f"Prepared: {files.out}" in done.stdout
-    assert prepared.load(files.out).name == "toy"
+    assert "recordings without faces, which count as the mean there: 3 (rec_b, rec_c, rec_d)" in done.stdout
+    assert prepared.load(files.out).name == "toy" and prepared.load(files.out).sources == {"acoustic": 3, "faces": 2}
     again = subprocess.run(command(*arguments), capture_output=True, text=True)
     assert again.returncode == 2
     assert again.stderr == f"error: {files.out} exists: give --overwrite to replace it, or another --out.\n"

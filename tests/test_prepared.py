@@ -79,6 +79,8 @@ DAMAGE = {
     "a name is missing": lambda d: edit(d, lambda t: t.pop("emotions")),
     "a fold is missing": lambda d: edit(d, lambda t: t["summary"]["folds"].pop("valid")),
     "statistics of another dimension": lambda d: edit(d, lambda t: t["features"].append("more")),
+    "files of other features": lambda d: edit(d, lambda t: t.update(sources={"acoustic": 2})),
+    "files without a number": lambda d: edit(d, lambda t: t.update(sources={"acoustic": 2, "faces": "1"})),
     "a recording without statistics": lambda d: edit(d, lambda t: t["statistics"]["recordings"].pop("rec_c")),
     "frames are cut": lambda d: (d / "test" / "frames.npy").write_bytes((d / "test" / "frames.npy").read_bytes()[:-100]),
     "frames are missing": lambda d: (d / "test" / "frames.npy").unlink(),

@@ -52,7 +52,10 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus; `statistics` are per recording, `train_statistics` the training fold's, `extractor` made the features."""
+    """A prepared corpus; `statistics` are per recording, `train_statistics` the training fold's, `extractor` made the features.
+
+    Where these are of several files, `sources` names them with the number of features of each, in order.
+    """
 
     path: Path
     name: str
@@ -66,6 +69,7 @@ class Corpus:
     folds: Mapping[str, Fold]
     summary: Mapping
     extractor: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def fold(self, name: str) -> Fold:
         if name not in self.folds:
@@ -173,6 +177,7 @@ def write_description(corpus: Corpus) -> None:
         "train_recordings": corpus.train_recordings,
         "summary": corpus.summary,
         "extractor": dict(corpus.extractor),
+        **({"sources": dict(corpus.sources)} if corpus.sources else {}),
     }
     (corpus.path / DESCRIPTION).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
 
@@ -212,6 +217,7 @@ def describe(where: Path) -> Corpus:
             folds={},
             summary=dict(table["summary"]),
             extractor=texts(table.get("extractor", {})),
+            sources=numbers(table.get("sources", {}), len(table["features"])),
         )
         names = _names(list(table["summary"]["folds"]))
         if corpus.hop is not None and not 0 < corpus.hop < np.inf:
@@ -245,6 +251,15 @@ def texts(table: dict) -> dict[str, str]:
     """Raises ValueError on anything but texts by name."""
     if not isinstance(table, dict) or not all(isinstance(text, str) for pair in table.items() for text in pair):
         raise ValueError("texts by name are something else")
+    return table
+
+
+def numbers(table: dict, total: int) -> dict[str, int]:
+    """Raises ValueError on anything but nothing, or numbers by name that make a total."""
+    if not isinstance(table, dict) or not all(type(number) is int and number > 0 for number in table.values()):
+        raise ValueError("numbers by name are something else")
+    if table and sum(table.values()) != total:
+        raise ValueError("the numbers of features make another total")
     return table
 
 

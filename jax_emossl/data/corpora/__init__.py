@@ -27,7 +27,10 @@ from jax_emossl.errors import UserError, notice
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Where a corpus lies: two `.csd` files, and a JSON file of folds or 'cmu_mosei'; labels are "" where there are none."""
+    """Where a corpus lies: `.csd` files, and a JSON file of folds or 'cmu_mosei'; labels are "" where there are none.
+
+    Several files of features are joined by commas; the first has the frames.
+    """
 
     features: str
     labels: str
@@ -83,7 +86,12 @@ def targets(config: ml_collections.ConfigDict) -> list[dict[str, str]]:
 
 def name(config: ml_collections.ConfigDict) -> str:
     """The corpora's name in results: the one given, else the features' file's. A prepared corpus knows its own."""
-    return "+".join(short(own.corpus) or Path(own.prepared or own.features).stem for own in split(config))
+    return "+".join(short(own.corpus) or Path(own.prepared or listed(own.features)[0]).stem for own in split(config))
+
+
+def listed(features: str) -> list[str]:
+    """The files of features, which commas join."""
+    return [features] if Path(features).is_file() else features.split(",")  # one file's path may have commas
 
 
 def short(corpus: str) -> str:
@@ -123,12 +131,12 @@ def missing(files: Files) -> list[str]:
     """Those of the files that are not there."""
     folds = [] if files.folds == "cmu_mosei" else [files.folds]
     labels = [files.labels] if files.labels else []
-    return [path for path in (files.features, *labels, *folds) if not Path(path).is_file()]
+    return [path for path in (*listed(files.features), *labels, *folds) if not Path(path).is_file()]
 
 
 def folder(config: ml_collections.ConfigDict, files: Files) -> Path:
     """Where the corpus of these files is prepared: another folder for whatever changes the result."""
-    sources = [path for path in (files.features, files.labels, config.words) if path]
+    sources = [path for path in (*listed(files.features), files.labels, config.words) if path]
     stamps = [(str(Path(p).absolute()), Path(p).stat().st_size, Path(p).stat().st_mtime_ns) for p in sources if Path(p).exists()]
     folds = read_folds(files.folds)
     key = json.dumps([prepared.FORMAT, name(config), stamps, bool(config.words), folds, _label_names(config)])
@@ -148,7 +156,7 @@ def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
     if not prepared.is_prepared(out):
         try:
             summary = corpus.build(
-                *(own.features, own.labels, own.folds, out),
+                *(listed(own.features), own.labels, own.folds, out),
                 words=config.words, label_names=_label_names(config), unlabelled=True, name=name(config),
             )  # fmt: skip
             notice(f"prepared {out}:\n{account.describe(summary)}")
