@@ -47,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         help='JSON file {"train": [recording, ...], "valid": [...], "test": [...]}, or cmu_mosei (a pretraining needs no test)',
     )
     required.add_argument("--out", required=True, metavar="DIR", help="folder to create")
+    parser.add_argument(
+        "--speakers",
+        default="",
+        metavar="S.json",
+        help='JSON file {"recording": "speaker", ...}: statistics, folds and intervals then go by speaker; recordings that it does not name '
+        "count for themselves",
+    )
     parser.add_argument("--words", default="", metavar="W.csd", help="average the frames of each word of this file first")
     parser.add_argument("--label-names", default="", metavar="A,B,C", help="names of the label columns, where L.csd has none")
     parser.add_argument(

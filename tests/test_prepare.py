@@ -18,7 +18,7 @@ import pytest
 from make_corpus import EMOTIONS, FEATURES, FOLDS, Files, grid, recording, segments
 
 from jax_emossl import prepare
-from jax_emossl.data import corpus, csd, prepared
+from jax_emossl.data import corpus, csd, folds, prepared
 from jax_emossl.data.account import describe
 
 
@@ -217,6 +217,70 @@ def test_bad_further_files(damage, mentions, files, beside, capsys, monkeypatch)
     path, _ = beside("faces", 0.04, 150, 2)
     damage(path, files)
     error = refusal([*files.arguments, "--features", path], capsys, monkeypatch)
+    assert all(mention in error for mention in mentions), error
+    assert not files.out.exists()
+
+
+# Speakers.
+
+
+SPEAKERS = {"rec_a": "ann", "rec_b": "ann", "rec_c": "bea", "rec_d": "cid"}
+
+
+def write_speakers(files, speakers):
+    path = files.features.with_name("speakers.json")
+    path.write_text(json.dumps(speakers))
+    return path
+
+
+def test_a_recording_has_the_statistics_of_all_that_its_speaker_says(files):
+    alone = build(files)
+    frames, intervals = files.entries["rec_b"]
+    files.write_features({"rec_b": (frames + 5, intervals)})
+    loaded = build(files, speakers=write_speakers(files, SPEAKERS), overwrite=True)
+    assert (loaded.speakers, loaded.unit, alone.speakers, alone.unit) == (SPEAKERS, "speaker", {}, "recording")
+    a, b = (loaded.statistics[r] for r in ("rec_a", "rec_b"))
+    assert a.seconds == b.seconds == 12.0
+    both = np.concatenate([files.entries["rec_a"][0], frames + 5])[:, 2].astype(float)
+    for own in (a, b):
+        np.testing.assert_allclose([own.mean[2], own.variance[2]], [both.mean(), both.var()])
+    for r in ("rec_c", "rec_d"):
+        np.testing.assert_array_equal(loaded.statistics[r].mean, alone.statistics[r].mean)
+    assert loaded.units(["rec_b", "rec_d"]) == ["ann", "cid"] and loaded.all_units == ("ann", "bea", "cid")
+    assert loaded.folds["train"].recordings[::3] == ["rec_a", "rec_b"]  # segments are still known by their recording
+    assert "speakers: 1 train, 1 valid, 1 test" in describe(loaded.summary)
+
+
+def test_a_recording_without_a_speaker_counts_for_itself_and_is_counted(files):
+    loaded = build(files, speakers=write_speakers(files, {"rec_a": "ann", "rec_z": "zoe"}))
+    assert loaded.speakers == {"rec_a": "ann"} and loaded.all_units == ("ann", "rec_b", "rec_c", "rec_d")
+    assert account(loaded) == {"recordings without a speaker, which count for themselves": (3, ["rec_b", "rec_c", "rec_d"])}
+
+
+def test_standard_folds_stand_although_speakers_are_in_several_which_is_told(files, capsys, monkeypatch):
+    """Each fold then has statistics of its own: nothing of the test fold enters the training fold's."""
+    monkeypatch.setattr(folds, "_standard_mosei_folds", lambda: FOLDS)
+    files.folds = "cmu_mosei"
+    alone = build(files)
+    assert (alone.unit, capsys.readouterr().err.count("notice")) == ("video", 0)
+    loaded = build(files, speakers=write_speakers(files, {"rec_a": "ann", "rec_d": "ann", "rec_c": "bea"}), overwrite=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("notice: 1 speaker is in more than one fold of cmu_mosei, ann the first")
+    assert loaded.unit == "speaker"
+    for r in files.entries:
+        np.testing.assert_array_equal(loaded.statistics[r].mean, alone.statistics[r].mean)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "mentions"),
+    [
+        ({"rec_a": "ann", "rec_d": "ann"}, ["folds.json", "'ann'", "train (rec_a) and test (rec_d)", "keep all of a speaker in one"]),
+        ({"rec_x": "ann"}, ["speakers.json", "names no recording of", "folds.json"]),
+        ({"rec_a": 7}, ["speakers.json", "'rec_a'", "no name of a speaker"]),
+    ],
+)
+def test_bad_speakers(speakers, mentions, files, capsys, monkeypatch):
+    error = refusal([*files.arguments, "--speakers", write_speakers(files, speakers)], capsys, monkeypatch)
     assert all(mention in error for mention in mentions), error
     assert not files.out.exists()
 
@@ -508,11 +572,13 @@ def command(*arguments) -> list[str]:
 def test_command_line(files):
     more = files.features.with_name("faces.csd")
     csd.write(more, "faces", [("rec_a", np.ones((150, 2)), grid(150, 0.04))])
-    arguments = [*files.arguments, "--features", more, "--unlabelled", "--name", "toy"]
+    speakers = write_speakers(files, SPEAKERS)
+    arguments = [*files.arguments, "--features", more, "--speakers", speakers, "--unlabelled", "--name", "toy"]
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=True)
     assert "train_unlabelled" in done.stdout and f"Prepared: {files.out}" in done.stdout
     assert "recordings without faces, which count as the mean there: 3 (rec_b, rec_c, rec_d)" in done.stdout
-    assert prepared.load(files.out).name == "toy" and prepared.load(files.out).sources == {"acoustic": 3, "faces": 2}
+    loaded = prepared.load(files.out)
+    assert (loaded.name, loaded.sources, loaded.speakers) == ("toy", {"acoustic": 3, "faces": 2}, SPEAKERS)
     again = subprocess.run(command(*arguments), capture_output=True, text=True)
     assert again.returncode == 2
     assert again.stderr == f"error: {files.out} exists: give --overwrite to replace it, or another --out.\n"

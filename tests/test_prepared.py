@@ -80,6 +80,8 @@ DAMAGE = {
     "a fold is missing": lambda d: edit(d, lambda t: t["summary"]["folds"].pop("valid")),
     "statistics of another dimension": lambda d: edit(d, lambda t: t["features"].append("more")),
     "files of other features": lambda d: edit(d, lambda t: t.update(sources={"acoustic": 2})),
+    "speakers without a name": lambda d: edit(d, lambda t: t.update(speakers={"rec_a": 3})),
+    "recordings of another kind": lambda d: edit(d, lambda t: t.update(unit="song")),
     "files without a number": lambda d: edit(d, lambda t: t.update(sources={"acoustic": 2, "faces": "1"})),
     "a recording without statistics": lambda d: edit(d, lambda t: t["statistics"]["recordings"].pop("rec_c")),
     "frames are cut": lambda d: (d / "test" / "frames.npy").write_bytes((d / "test" / "frames.npy").read_bytes()[:-100]),

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from jax_emossl.data import align, csd, prepared, tfds
 from jax_emossl.data.account import EXAMPLES, Account
-from jax_emossl.data.folds import read_folds
+from jax_emossl.data.folds import CMU_MOSEI, in_several, read_folds, read_speakers
 from jax_emossl.data.statistics import Statistics, mark, voiced_frames
-from jax_emossl.errors import UserError
+from jax_emossl.errors import UserError, notice
 
 # CMU-MOSEI's conventions, for files that do not name their columns.
 MOSEI_COLUMNS = ("sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear")
@@ -46,12 +46,13 @@ def build(
     overwrite: bool = False,
     name: str = "",
     as_tfds: bool = False,
+    speakers: str | Path = "",
 ) -> dict:
     """Aligns, cleans and writes a corpus in the form of `prepared.py`; returns its summary (see `account.describe`).
 
     The arguments are those of the command `prepare`, whose help says what each does; `folds` may also be 'cmu_mosei'. Of several files
-    of `features` the first gives the frames, onto which the values of the others are taken (`align.onto`). A corpus
-    whose features carry the metadata "synthetic": true is marked so in everything made on it. Without `labels` its recordings are cut into
+    of `features` the first gives the frames, onto which the values of the others are taken (`align.onto`). Where `speakers` are known,
+    statistics are theirs, of all their recordings in a fold. A corpus whose features carry the metadata "synthetic": true is marked so in everything made on it. Without `labels` its recordings are cut into
     pieces, to be pretrained on. Raises UserError where an input is damaged or contradictory, or the disk is full; `out` is then as it was
     before.
     """
@@ -61,9 +62,16 @@ def build(
     with contextlib.ExitStack() as stack:
         sources = [stack.enter_context(csd.Sequence(path)) for path in features]
         files = [stack.enter_context(csd.Sequence(path)) if path else None for path in (labels, words)]
-        members = read_folds(folds)
+        members, who = read_folds(folds), read_speakers(speakers) if speakers else {}
+        if who and not who.keys() & set().union(*members.values()):
+            raise UserError(f"{speakers} names no recording of {folds}: check that they belong to one corpus.")
+        if who and (shared := in_several(folds, members, who)):
+            are = f"{len(shared)} speakers are" if len(shared) > 1 else "1 speaker is"
+            notice(f"{are} in more than one fold of {folds}, {shared[0]} the first, so results on it are not of new speakers alone.")
+        unit = prepared.SPEAKER if who else prepared.VIDEO if str(folds) == CMU_MOSEI else prepared.RECORDING
         folder = stack.enter_context(prepared.new_folder(Path(out), overwrite))
-        summary = _Builder(sources, *files, list(label_names)).build(members, folder, name or Path(features[0]).stem, unlabelled)
+        builder = _Builder(sources, *files, list(label_names))
+        summary = builder.build(members, folder, name or Path(features[0]).stem, unlabelled, who, unit)
         if as_tfds:
             tfds.write(prepared.load(folder), folder / "tfds")
     return summary
@@ -136,7 +144,7 @@ class _Builder:
                 usable.add(recording)
         return usable, dimension
 
-    def build(self, members: dict[str, list[str]], out: Path, name: str, unlabelled: bool) -> dict:
+    def build(self, members: dict[str, list[str]], out: Path, name: str, unlabelled: bool, speakers: dict[str, str], unit: str) -> dict:
         """Writes the folds and their description; returns the summary."""
         widths = {fold: len(self.columns) for fold in members}
         if unlabelled and self.labels:
@@ -154,6 +162,8 @@ class _Builder:
                 raise UserError(f"{(self.labels or self.features).path} has no {what} in fold '{fold}': check the ids in the folds file.")
         folds = {fold: writer.summary() for fold, writer in writers.items()}
         train = [recording for recording in members["train"] if recording in self.statistics]
+        train_statistics = Statistics.pooled([self.statistics[recording] for recording in train])
+        told = self._told(members, speakers) if speakers else {}
         corpus = prepared.Corpus(
             path=out,
             name=name,
@@ -161,16 +171,33 @@ class _Builder:
             features=tuple(self.feature_names),
             emotions=tuple(self.label_names[i] for i in self.columns),
             hop=self.hop,
-            train_statistics=Statistics.pooled([self.statistics[recording] for recording in train]),
+            train_statistics=train_statistics,
             statistics=self.statistics,
             train_recordings=tuple(train),
             folds={},
-            summary={"folds": folds, "outside": self._outside(members), "account": self.account.rows()},
+            summary={"folds": folds, "outside": self._outside(members), "account": self.account.rows(), **told},
             extractor=self._extractor(),
             sources={source.name: source.dimension for source in self.sources} if len(self.sources) > 1 else {},
+            speakers={recording: speakers[recording] for recording in self.statistics if recording in speakers},
+            unit=unit,
         )
         prepared.write_description(corpus)
         return dict(corpus.summary)
+
+    def _told(self, members: dict[str, list[str]], speakers: dict[str, str]) -> dict:
+        """Gives every recording the statistics of all that its speaker says in that fold; returns the numbers of speakers, for the summary."""
+        numbers = {}
+        for fold, ids in members.items():
+            own: dict[str, list[str]] = {}
+            for recording in (recording for recording in ids if recording in self.statistics):
+                if recording not in speakers:
+                    self.account.add("recordings without a speaker, which count for themselves", recording)
+                own.setdefault(speakers.get(recording, recording), []).append(recording)
+            for several in (recordings for recordings in own.values() if len(recordings) > 1):
+                pooled = Statistics.pooled([self.statistics[recording] for recording in several])
+                self.statistics.update(dict.fromkeys(several, pooled))
+            numbers[fold] = len(own)
+        return {"speakers": numbers}
 
     def _add(self, recording: str, segments: prepared.FoldWriter, rest: prepared.FoldWriter | None) -> None:
         """Writes a recording's segments and, where wanted, its stretches outside them; notes its statistics."""
