@@ -14,9 +14,10 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.corpus = corpus  # file in data/corpora; "" = the run's own
-    data.features = ""  # .csd of features; "" = the run's own
+    data.features = ""  # .csd of features, or several joined by commas, the first of which has the frames; "" = the run's own
     data.labels = ""  # .csd of labels; "" = the run's own
     data.folds = ""  # JSON of recording ids per fold, or cmu_mosei; "" = the run's own
+    data.speakers = ""  # JSON of who speaks in each recording; "" = as in the run
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = as in the run
     data.label_names = ""  # comma-separated names of the label columns, where the file has none; "" = as in the run
     data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files; "" = the run's own

@@ -15,9 +15,10 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.corpus = corpus  # file in data/corpora; "" = demo (synthetic), unless features or prepared are given
-    data.features = ""  # .csd of features; "" = the corpus's own
+    data.features = ""  # .csd of features, or several joined by commas, the first of which has the frames; "" = the corpus's own
     data.labels = ""  # .csd of labels; "" = the corpus's own
     data.folds = ""  # JSON of recording ids per fold, or cmu_mosei; "" = the corpus's own
+    data.speakers = ""  # JSON of who speaks in each recording; "" = the corpus's own, or each recording by itself
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
     data.label_names = ""  # comma-separated names of the label columns, where the file has none
     data.prepared = ""  # folder written by jax_emossl.prepare, or tfds:DIR, instead of the .csd files

@@ -130,7 +130,7 @@ def main() -> None:
             pairs = [(other, b) for other in c.baselines("") for b in c.budgets("")]
             timed(f"{metric} of all differences", lambda m=metric, p=pairs: [c.difference("", "pretrained", *own, m) for own in p])
     if "map" in parts:
-        timed("embedding map", lambda: figures.embedding_map(results.load_arrays(args.folder / results.ILLUSTRATION)))
+        timed("embedding map", lambda: figures.embedding_map(results.load_arrays(args.folder / results.ILLUSTRATION), "recording"))
     if "report" in parts:
         timed("report", lambda: report.write(args.folder))
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax_emossl import results, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.data import normalisation
+from jax_emossl.data.prepared import RECORDING
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import LOWER_IS_BETTER, UNSEEN
 from jax_emossl.significance import Curve, Estimate, Metric, Pool, Runs, Scored
@@ -27,6 +28,7 @@ class Comparison:
       rows: the rows of all arms but the constant predictor, whose rows are `constants`.
       corpus: its name, marked if it is synthetic, or their names.
       fold: "test" or "validation", the fold that was scored; the first variant scores so many `recordings` of it.
+      unit: what a recording is called: speaker, where those are known and count as one, video or recording.
       normalised: by what, in words.
       reads_functionals: whether the heads of trained arms read functionals beside the encoder.
       category: whether categories were predicted, not intensities.
@@ -59,10 +61,12 @@ class Comparison:
         marked = dict.fromkeys(row["corpus"] + (" (SYNTHETIC)" if row["synthetic"] else "") for row in self.rows)
         self.corpus = " + ".join(marked)
         self.fold = {"valid": "validation"}.get(first["fold"], first["fold"])
-        self.normalised = _normalised(self.file, table["config"], self.fold)
+        units = {row.get("unit", RECORDING) for row in self.rows}
+        self.unit = units.pop() if len(units) == 1 else RECORDING
+        self.normalised = _normalised(self.file, table["config"], self.fold, self.unit)
         self.reads_functionals = "functionals" in _reads(table["config"])
         self.judge = (
-            "the validation fold" if first["selection"]["fold"] == "valid" else "a quarter of the labels, of recordings of their own"
+            "the validation fold" if first["selection"]["fold"] == "valid" else f"a quarter of the labels, of {self.unit}s of their own"
         )
         self.category = "uar" in first["metrics"]
         self.classes = tuple(first["classes"])
@@ -219,7 +223,7 @@ class Comparison:
             for name in np.unique(self._scored[file].recordings):
                 if name in tested:
                     raise UserError(
-                        f"{self.file}: the rotations '{tested[name]}' and '{rotation}' both test the recording '{name}', "
+                        f"{self.file}: the rotations '{tested[name]}' and '{rotation}' both test the {self.unit} '{name}', "
                         "which may be tested once: correct the folds and run the experiment in another --workdir."
                     )
                 tested[name] = rotation
@@ -234,13 +238,13 @@ def _check_alike(file: Path, rows: Sequence[dict], fields: Sequence[str]) -> Non
             raise UserError(f"{file}: the {name} of its rows differ, {one}, {two}: give each a --workdir of its own.")
 
 
-def _normalised(file: Path, config: dict, fold: str) -> str:
+def _normalised(file: Path, config: dict, fold: str, unit: str) -> str:
     """By what, in words; earlier results lack the fields that need not be there."""
     try:
         prior = float(config["data"]["norm_prior"])
         objective = config.get("finetune", {}).get("objective", {})
         by = config["data"].get("normalise_by", normalisation.RECORDING)
-        return normalisation.words(by, fold, prior, float(objective.get("standards_prior", prior)))
+        return normalisation.words(by, fold, prior, float(objective.get("standards_prior", prior)), unit=unit)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} has no number as config.data.norm_prior: run the experiment anew.") from error
 

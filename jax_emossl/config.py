@@ -301,7 +301,7 @@ def _check_value(name: str, key: str, values: Sequence) -> None:
 def _check_data(config: ml_collections.ConfigDict) -> None:
     """What is read is named once, and whole."""
     data = config.data
-    beside = [field for field in ("features", "labels", "folds", "words", "label_names") if data[field]]
+    beside = [field for field in corpora.OWN if field != "prepared" and data[field]]
     if data.prepared and beside:
         raise UserError(f"data.{beside[0]} is given beside data.prepared, which holds features, labels and one set of folds: drop one.")
     several = "+" in data.corpus

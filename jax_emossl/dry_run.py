@@ -73,7 +73,7 @@ def _read(data: ml_collections.ConfigDict) -> tuple[str, _Sizes]:
         if absent and not files.create:
             corpora.load(data)  # says what is missing
         if absent or not prepared.is_prepared(folder := corpora.folder(data, files)):
-            sources = ", ".join(filter(None, (files.features, files.labels, files.folds, data.words)))
+            sources = ", ".join(filter(None, (files.features, files.labels, files.folds, files.speakers, data.words)))
             todo = "generated and prepared" if absent else "prepared"
             return f"{sources}, to be {todo} first; {assumed}", _ASSUMED
     corpus = prepared.load(folder)

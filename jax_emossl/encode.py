@@ -3,6 +3,7 @@
     DIR/features.csd        frames of every recording, its files one after another with half a second of nothing between
     DIR/labels.csd          intensities of every labelled segment (not where nothing is labelled)
     DIR/folds.json          recordings per fold; with --rotations also folds_rotation1.json, ...
+    DIR/speakers.json       who speaks in each recording (where the table has a column speaker)
     DIR/segments.csv        recording,index,file,start,end: where each label row comes from (seconds within the file)
 
 `prepare` and every config take DIR: `--config=configs/quickstart.py:DIR`.
@@ -96,7 +97,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.out} exists: remove it, or give another --out.")
     source = _arrays(args) if args.arrays else _audio(args)
     table = _table(args, source)
-    files = _in_order(table)
+    files = _in_order(table.files)
     divisions = _divisions(table, args.rotations, args.seed)
     scratch = args.out.with_name(f".{args.out.name}.encoding")
     scratch.mkdir(parents=True, exist_ok=True)
@@ -147,8 +148,8 @@ def _table(args: argparse.Namespace, source: _Source) -> labels.Table:
     return table
 
 
-def _in_order(table: labels.Table) -> list[labels.File]:
-    return sorted(table.files, key=lambda file: (file.recording, file.name))
+def _in_order(files: Sequence[labels.File]) -> list[labels.File]:
+    return sorted(files, key=lambda file: (file.recording, file.name))
 
 
 def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str, list[str]]]:
@@ -156,7 +157,7 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
 
     UserError where there are too few speakers.
     """
-    speakers = {file.recording: file.speaker for file in _in_order(table)}
+    speakers = _speakers(table.files)
     if any(file.fold for file in table.files):
         if rotations != 1:
             raise UserError("The table's column fold gives one division into folds: leave --rotations or the column out.")
@@ -167,7 +168,7 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
     everyone = sorted(set(speakers.values()))
     needed = max(3, rotations + 1) if table.emotions else 2
     if len(everyone) < needed or rotations < 1:
-        what = "speakers (column speaker)" if table.knows_speakers else "files"
+        what = "speakers (column speaker)" if table.knows_speakers else "recordings"
         raise UserError(f"There are {len(everyone)} {what} where {needed} are needed to divide them into folds: add some.")
     order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
     count = max(1, round(_SHARE * len(order)))
@@ -181,6 +182,11 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
         of = {who: "test" if who in tested else "valid" if who in judges else "train" for who in order}
         made.append({name: [recording for recording, who in speakers.items() if of[who] == name] for name in FOLDS})
     return made
+
+
+def _speakers(files: Sequence[labels.File]) -> dict[str, str]:
+    """Who speaks in each recording."""
+    return {file.recording: file.speaker for file in _in_order(files)}
 
 
 def _key(source: _Source) -> str:
@@ -266,6 +272,8 @@ def _write(
     write_atomically(out / corpora.FOLDS, json.dumps(divisions[0], indent=1))
     for i, division in enumerate(divisions if len(divisions) > 1 else (), 1):
         write_atomically(out / f"folds_rotation{i}.json", json.dumps(division, indent=1))
+    if table.knows_speakers:
+        write_atomically(out / corpora.SPEAKERS, json.dumps(_speakers(files), indent=1))
     counts = ", ".join(f"{len(own)} {fold}" for fold, own in divisions[0].items())
     named = f"; labels: {', '.join(table.emotions)}" if table.emotions else "; no labels"
     return f"{len(files)} files, {seconds / 60:.1f} minutes, {width} features every {source.hop:g} s; recordings: {counts}{named}"

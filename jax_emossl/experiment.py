@@ -15,7 +15,7 @@ from jax_emossl.config import stretched
 from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.batches import Segments, example
 from jax_emossl.data.frontend import Frontend
-from jax_emossl.data.prepared import UNLABELLED, Corpus
+from jax_emossl.data.prepared import RECORDING, UNLABELLED, Corpus
 from jax_emossl.errors import UserError, notice
 from jax_emossl.loop import Member, run_keys
 from jax_emossl.objectives import Batch, Objective, Params
@@ -65,6 +65,12 @@ class Experiment:
         return any(corpus.synthetic for corpus, _ in self.sources)
 
     @property
+    def unit(self) -> str:
+        """What is counted: speakers where all its corpora know them, videos or recordings."""
+        units = {corpus.unit for corpus, _ in self.sources}
+        return units.pop() if len(units) == 1 else RECORDING
+
+    @property
     def sizes(self) -> tuple[int, float]:
         """Batch size and growth of padded lengths, as `predict` takes them."""
         return self.config.train.batch_size, self.config.data.bucket_growth
@@ -96,7 +102,7 @@ class Experiment:
 
     def card(self) -> Card:
         seen = tuple(sorted({*self.seen, *(r for corpus, _ in self.sources for r in corpus.train_recordings)}))
-        judges = tuple(sorted({*self.judges, *map(str, self.segments("valid").recordings)}))
+        judges = tuple(sorted({*self.judges, *(r for corpus, _ in self.sources for r in corpus.fold("valid").recordings)}))
         extractor = dict(self.corpus.extractor)
         own = Card(self.config.model.to_dict(), self.frontend, self.name, self.corpus.emotions, seen, judges, extractor=extractor)
         if not self.objective.labelled:

@@ -153,8 +153,8 @@ def reconstructions(illustration: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def embedding_map(illustration: dict[str, np.ndarray]) -> Figure:
-    """Segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording.
+def embedding_map(illustration: dict[str, np.ndarray], unit: str) -> Figure:
+    """Segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording, which is called `unit`.
 
     They are the reported fold's or, of more than 2,000, as many, chosen evenly along their emotions and recordings.
     """
@@ -178,7 +178,7 @@ def embedding_map(illustration: dict[str, np.ndarray]) -> Figure:
                 axes.plot(*place[rest].T, ".", color="#CCCCCC", markersize=2, zorder=0, label=f"{len(names) - len(shown)} others")
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_title(f"{title}, by {kind}", fontsize=10)
+            axes.set_title(f"{title}, by {unit if kind == 'recording' else kind}", fontsize=10)
             if column:
                 axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), markerscale=1.6)
     return figure

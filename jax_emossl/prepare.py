@@ -27,7 +27,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     required = parser.add_argument_group("required")
-    required.add_argument("--features", required=True, metavar="F.csd", help="frames of every recording")
+    required.add_argument(
+        "--features",
+        required=True,
+        action="append",
+        metavar="F.csd",
+        help="frames of every recording; given again, another file (words, faces, ...), whose values are averaged over the frames of the "
+        "first, or repeated on them",
+    )
     parser.add_argument(
         "--labels",
         default="",
@@ -40,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         help='JSON file {"train": [recording, ...], "valid": [...], "test": [...]}, or cmu_mosei (a pretraining needs no test)',
     )
     required.add_argument("--out", required=True, metavar="DIR", help="folder to create")
+    parser.add_argument(
+        "--speakers",
+        default="",
+        metavar="S.json",
+        help='JSON file {"recording": "speaker", ...}: statistics, folds and intervals then go by speaker; recordings that it does not name '
+        "count for themselves",
+    )
     parser.add_argument("--words", default="", metavar="W.csd", help="average the frames of each word of this file first")
     parser.add_argument("--label-names", default="", metavar="A,B,C", help="names of the label columns, where L.csd has none")
     parser.add_argument(
@@ -47,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tfds", dest="as_tfds", action="store_true", help="write also DIR/tfds, for tfds.builder_from_directory")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it holds a prepared corpus")
-    parser.add_argument("--name", default="", help="name of the corpus in results (default: F)")
+    parser.add_argument("--name", default="", help="name of the corpus in results (default: F, of the first)")
     return parser
 
 

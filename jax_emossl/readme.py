@@ -51,7 +51,7 @@ def summarised(c: Comparison) -> dict:
             row = {"labels": c.budget_name(budget), "arms": {arm: round(own.value, 6) for arm, own in have.items()}}
             gain = c.difference(variant, "pretrained", "scratch", budget, metric) if {"pretrained", "scratch"} <= have.keys() else None
             tables[metric]["rows"].append(row | {"pretrained less scratch": gain and _numbers(gain)})
-    about = {name: getattr(c, name) for name in ("corpus", "fold", "seeds", "recordings", "command", "version", "commit")}
+    about = {name: getattr(c, name) for name in ("corpus", "fold", "seeds", "recordings", "unit", "command", "version", "commit")}
     return about | {"rotations": len(c.rotations), "tables": tables}
 
 
@@ -78,7 +78,7 @@ def rendered(summary: dict) -> str:
         parts.append("\n".join([head, "", body[0], "|" + "---|" * len(lines[0]), *body[1:]]))
     seeds, recordings = len(summary["seeds"]), summary["recordings"]
     made = f"made by `{summary['command']}` at commit {summary['commit'] or 'unknown'}"
-    about = f"{summary['corpus']}, {recordings} {summary['fold']} recordings, mean over {seeds} seed{'s' if seeds > 1 else ''}; {made}."
+    about = f"{summary['corpus']}, {recordings} {summary['fold']} {summary.get('unit', 'recording')}s, mean over {seeds} seed{'s' if seeds > 1 else ''}; {made}."
     return "\n\n".join([*parts, f"*{about}*"]) + "\n"
 
 

@@ -118,7 +118,7 @@ def _is_row(row: dict) -> bool:
     words = [row["corpus"], row["arm"], row["fold"]]
     if "budget" in row:  # what a comparison adds
         numbers += [row["budget"], row.get("pretraining", 0)]
-        words += [row["variant"], row["folds"]]
+        words += [row["variant"], row["folds"], row.get("unit", "")]
         mechanism = ARMS[row["arm"]].mechanism if row["arm"] in ARMS else ""
         if mechanism != "constant":
             words += [row["predictions"], *row["classes"]]

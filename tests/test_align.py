@@ -25,6 +25,34 @@ def test_overlapping_is_the_rule(frames, segments):
         assert positions.tolist() == expected
 
 
+@settings(max_examples=200, deadline=None)
+@given(_INTERVALS, _INTERVALS, st.integers(0, 1000), st.sampled_from([7, 2**22]))
+def test_onto_is_the_mean_of_what_overlaps_weighed_by_how_long(frames, intervals, seed, together):
+    """In blocks of any size, so that memory is bounded."""
+    intervals = intervals[np.argsort(intervals[:, 0], kind="stable")]
+    rng = np.random.default_rng(seed)
+    rows = np.where(rng.random((len(intervals), 2)) < 0.2, np.nan, rng.normal(size=(len(intervals), 2))).astype(np.float32)
+    expected = np.full((len(frames), 2), np.nan)
+    for f, (start, end) in enumerate(frames):
+        for d in range(2):
+            overlap = np.array([min(e, end) - max(s, start) for s, e in intervals])
+            counts = (overlap > align.EPSILON) & np.isfinite(rows[:, d])
+            if counts.any():
+                expected[f, d] = np.average(rows[counts, d].astype(float), weights=overlap[counts])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align, "_TOGETHER", together)
+        made = align.onto(frames, rows, intervals)
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_onto_repeats_a_long_row_to_the_bit():
+    rows = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    frames = np.column_stack([np.arange(300), np.arange(1, 301)]) / 100
+    made = align.onto(frames, rows, np.array([[0, 1], [1, 2], [2, 3]], float))
+    np.testing.assert_array_equal(made, np.repeat(rows, 100, 0))
+
+
 @settings(max_examples=100, deadline=None)
 @given(_INTERVALS)
 def test_covered_seconds_is_the_length_of_the_union(intervals):

@@ -214,7 +214,14 @@ BAD = [
     ("scratch", {"data.folds": "rotations"}, "data.folds is 'rotations', but a run alone takes one file of folds"),
     *(
         ("quickstart", {"data.prepared": "prepared/mine", f"data.{field}": value}, f"data.{field} is given beside data.prepared")
-        for field, value in (("features", "F"), ("labels", "L"), ("words", "W"), ("label_names", "a,b"), ("folds", "a.json,b.json"))
+        for field, value in (
+            ("features", "F"),
+            ("labels", "L"),
+            ("words", "W"),
+            ("label_names", "a,b"),
+            ("folds", "a.json,b.json"),
+            ("speakers", "S.json"),
+        )
     ),
     ("quickstart", {"data.prepared": "prepared/nemo", "data.folds": "rotations"}, "data.folds is given beside data.prepared"),
     ("evaluate", {"data.prepared": "prepared/mine", "data.features": "F"}, "data.features is given beside data.prepared"),
@@ -233,7 +240,7 @@ def test_a_group_of_fields_cannot_be_given_at_once():
 
 
 def test_every_number_and_every_choice_of_every_config_is_checked():
-    free = {"data.corpus", "data.features", "data.labels", "data.folds", "data.words", "data.label_names", "data.prepared"}
+    free = {"data.corpus", "data.features", "data.labels", "data.folds", "data.speakers", "data.words", "data.label_names", "data.prepared"}
     free |= {"init_from", "emotion.selection", "transformer.remat", "transformer.causal", "train.unlabelled", "fixed"}
     free |= {"compare.variants", "compare.pretrain_on"}
     pretext = ("pretrain", "future_prediction", "alteration", "agreement", "cluster_identities", "teacher", "combined")

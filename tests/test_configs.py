@@ -29,7 +29,7 @@ COMPARISONS = [name for name in CONFIGS + EXPERIMENTS if get(name).task == "comp
 def test_every_config_is_sound_on_every_corpus_and_names_no_files(name, corpus):
     config = get(name, corpus)
     assert config.data.corpus == corpus
-    assert all(config.data[field] == "" for field in ("features", "labels", "words", "prepared"))
+    assert all(config.data[field] == "" for field in ("features", "labels", "speakers", "words", "prepared"))
     if "init_from" in config:
         config.init_from = config.init_from and "runs/pretrain"
     fields.resolve(config)

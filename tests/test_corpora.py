@@ -5,7 +5,7 @@ from jax_emossl.data import corpora
 from jax_emossl.data.corpora import Files, demo
 from jax_emossl.errors import UserError
 
-FIELDS = ("corpus", "features", "labels", "folds", "words", "label_names", "prepared")
+FIELDS = ("corpus", "features", "labels", "folds", "speakers", "words", "label_names", "prepared")
 
 
 def data(**fields):
@@ -68,13 +68,25 @@ def test_files_given_take_the_place_of_the_corpus_own(tmp_path):
     own = corpora.files(data(corpus="nemo", folds="mine.json"))
     assert own.folds == "mine.json" and own.features == str(tmp_path / "nemo" / "NEMO_eGeMAPSv02.csd") and len(own.rotations) == 3
     assert corpora.files(data(features="F", labels="L", folds="cmu_mosei")) == Files("F", "L", "cmu_mosei")
+    assert corpora.files(data(features="F", labels="L", folds="f", speakers="S")) == Files("F", "L", "f", speakers="S")
+    assert corpora.files(data(corpus="nemo", speakers="S")).speakers == "S" and own.speakers == ""
+
+
+def test_several_files_of_features_are_joined_by_commas(tmp_path):
+    for name in ("F.csd", "a,b.csd"):
+        (tmp_path / name).write_text("features")
+    given = data(features=f"{tmp_path}/F.csd,{tmp_path}/G.csd", labels="L", folds="cmu_mosei")
+    own = corpora.files(given)
+    assert corpora.listed(own.features) == [f"{tmp_path}/F.csd", f"{tmp_path}/G.csd"]
+    assert corpora.missing(own) == [f"{tmp_path}/G.csd", "L"] and corpora.name(given) == "F"
+    assert corpora.listed(f"{tmp_path}/a,b.csd") == [f"{tmp_path}/a,b.csd"]
 
 
 def test_missing_files_are_named_and_nothing_is_made_by_looking(tmp_path, monkeypatch):
     monkeypatch.setenv("EMOSSL_CACHE", str(tmp_path / "cache"))
     files = demo.files()
     assert corpora.missing(files) == [files.features, files.labels, files.folds]
-    assert corpora.missing(Files("F", "L", "cmu_mosei")) == ["F", "L"]
+    assert corpora.missing(Files("F", "L", "cmu_mosei", speakers="S")) == ["F", "L", "S"]
     assert not (tmp_path / "cache").exists()
 
 
@@ -98,6 +110,11 @@ def test_the_place_of_a_prepared_corpus_changes_with_all_that_it_is_made_of(tmp_
     (tmp_path / "F").write_text("features")
     given = {"corpus": "mine", "features": str(tmp_path / "F"), "labels": "L", "folds": str(tmp_path / "folds.json")}
     changes = [{}, {"folds": str(tmp_path / "other.json")}, {"corpus": "yours"}, {"words": "W"}, {"label_names": "joy,gloom"}]
+    for name, who in (("S", "ann"), ("T", "bea")):
+        (tmp_path / name).write_text(f'{{"a": "{who}"}}')
+    changes += [{"speakers": str(tmp_path / name)} for name in "ST"]
+    (tmp_path / "G").write_text("more features")
+    changes += [{"features": f"{tmp_path}/F,{tmp_path}/G"}, {"features": f"{tmp_path}/G,{tmp_path}/F"}]
     configs = [data(**given | change) for change in changes]
     places = [corpora.folder(config, corpora.files(config)) for config in [*configs, configs[0]]]
     assert len(set(places)) == len(changes) and places[0] == places[-1]

@@ -71,6 +71,7 @@ def test_a_corpus_holds_what_opensmile_says_of_each_file(recordings, tmp_path):
     np.testing.assert_array_equal(frames[inside[1]], second)
     np.testing.assert_allclose(spans[1, 0], 0.01 * len(first) + 0.5)  # half a second of nothing between
     folds = json.loads((out / "folds.json").read_text())
+    assert json.loads((out / "speakers.json").read_text()) == {who: who for who in SPEAKERS}
     assert sorted(sum(folds.values(), [])) == list(SPEAKERS) and [len(folds[f]) for f in ("train", "valid", "test")] == [3, 1, 1]
     with open(out / "segments.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -176,6 +177,24 @@ def test_segments_within_a_file_and_folds_of_the_table(recordings, tmp_path):
         spans = said.intervals("dan")
     assert len(spans) == 4
     np.testing.assert_allclose(spans[1] - spans[0], 0.2)
+
+
+def test_the_corpus_knows_the_speakers_of_its_table_alone(recordings, tmp_path):
+    """Of recordings without a speaker it does not say that they are speakers."""
+    from configs import scratch
+    from jax_emossl.data import corpora
+
+    folder, table = recordings
+    rows = pd.read_csv(table)
+    rows.assign(recording=rows["file"].str[:-4]).to_csv(table, index=False)
+    run("--audio", folder, "--labels", table, "--out", tmp_path / "corpus", "--jobs", 1)
+    config = scratch.get_config(str(tmp_path / "corpus"))
+    loaded = corpora.load(config.data)
+    assert loaded.speakers == {f"{who}_{take}": who for who in SPEAKERS for take in (1, 2)} and loaded.unit == "speaker"
+    rows.drop(columns="speaker").assign(recording=rows["speaker"]).to_csv(table, index=False)
+    run("--audio", folder, "--labels", table, "--out", tmp_path / "other", "--jobs", 1)
+    assert not (tmp_path / "other/speakers.json").exists()
+    assert corpora.load(scratch.get_config(str(tmp_path / "other")).data).unit == "recording"
 
 
 def damaged(name, keep):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jax_emossl.data.folds import read_folds
+from jax_emossl.data.folds import in_several, read_folds, read_speakers
 from jax_emossl.errors import UserError
 
 
@@ -18,6 +18,33 @@ def test_ids_are_sorted_and_named_once(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="none.json cannot be read as a JSON file of folds"):
         read_folds(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as a JSON file of speakers"),
+        ('["a"]', 'must hold who speaks in each recording: write it as {"recording": "speaker", ...}'),
+        ("{}", "must hold who speaks in each recording"),
+        ('{"a": "ann", "b": null}', "gives the recording 'b' no name of a speaker: write one, or leave the recording out"),
+        ('{"a": " "}', "gives the recording 'a' no name"),
+    ],
+)
+def test_a_map_of_speakers_that_is_none_is_refused(text, message, tmp_path):
+    (tmp_path / "speakers.json").write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_speakers(tmp_path / "speakers.json")
+    assert str(tmp_path / "speakers.json") in str(refused.value) and message in str(refused.value)
+
+
+def test_a_speaker_in_two_folds_is_refused_but_in_the_standard_ones_told():
+    members, speakers = {"train": ["a", "b"], "valid": ["c"], "test": ["d", "e"]}, {"a": "ann", "b": "bea", "d": "bea", "e": "bea"}
+    with pytest.raises(
+        UserError, match=r"f.json has the speaker 'bea' in two folds, train \(b\) and test \(d\): keep all of a speaker in one"
+    ):
+        in_several("f.json", members, speakers)
+    assert in_several("cmu_mosei", members, speakers) == ["bea"]
+    assert in_several("f.json", members, {"a": "ann", "b": "ann"}) == []
 
 
 def test_standard_folds_of_cmu_mosei():

@@ -1,10 +1,17 @@
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from configs import wu2023
+from jax_emossl import encoders
+from jax_emossl.card import Card
+from jax_emossl.data import csd
 from jax_emossl.data.corpus import COVAREP_DIMENSIONS
 from jax_emossl.encoders.modalities import Modalities, grouped
 from jax_emossl.errors import UserError
+from jax_emossl.experiment import build
 
 EGEMAPS = (
     "Loudness_sma3", "alphaRatio_sma3", "mfcc1_sma3", "F0semitoneFrom27.5Hz_sma3nz", "jitterLocal_sma3nz", "HNRdBACF_sma3nz",
@@ -13,13 +20,13 @@ EGEMAPS = (
 
 
 def test_prosody_voice_and_spectrum_are_known_by_the_names_of_egemaps_and_covarep():
-    assert grouped("", EGEMAPS) == (("prosody", (0, 3)), ("voice", (4, 5, 6)), ("spectral", (1, 2, 7, 8)))
-    covarep = grouped("", COVAREP_DIMENSIONS)
+    assert grouped("", EGEMAPS, {}) == (("prosody", (0, 3)), ("voice", (4, 5, 6)), ("spectral", (1, 2, 7, 8)))
+    covarep = grouped("", COVAREP_DIMENSIONS, {})
     assert [(name, len(places)) for name, places in covarep] == [("prosody", 2), ("voice", 9), ("spectral", 63)]
 
 
 def test_a_feature_belongs_to_the_first_group_that_has_its_name():
-    assert grouped("pitch=F0,VUV;rest=*", ("energy", "F0", "VUV")) == (("pitch", (1, 2)), ("rest", (0,)))
+    assert grouped("pitch=F0,VUV;rest=*", ("energy", "F0", "VUV"), {}) == (("pitch", (1, 2)), ("rest", (0,)))
 
 
 @pytest.mark.parametrize(
@@ -34,12 +41,44 @@ def test_a_feature_belongs_to_the_first_group_that_has_its_name():
 )
 def test_groups_that_do_not_fit_the_features_are_refused(text, sentence):
     with pytest.raises(UserError, match=sentence):
-        grouped(text, ("F0", "energy"))
+        grouped(text, ("F0", "energy"), {})
 
 
 def test_unknown_features_need_groups_of_their_own():
     with pytest.raises(UserError, match="The feature 'smile' is in no group"):
-        grouped("", ("F0", "smile"))
+        grouped("", ("F0", "smile"), {})
+
+
+def test_features_of_several_files_are_grouped_by_them():
+    names, sources = ("F0", "energy", "smile", "frown", "OpenFace.energy"), {"acoustic": 2, "OpenFace_2.0": 3}
+    assert grouped("", names, sources) == (("acoustic", (0, 1)), ("OpenFace_2.0", (2, 3, 4)))
+    assert grouped("pitch=F0;face=OpenFace_2.0;rest=*", names, sources) == (("pitch", (0,)), ("face", (2, 3, 4)), ("rest", (1,)))
+    with pytest.raises(UserError, match="model.groups leaves no feature for face: name its features before"):
+        grouped("all=*;face=OpenFace_2.0", names, sources)
+
+
+def test_each_file_of_a_corpus_is_a_group_of_a_runs_encoder_and_of_its_card(demo_files, tmp_path):
+    """From the config's list of files on; a recording that a file lacks has the mean there, which is 0."""
+    demo = demo_files / "DEMO_COVAREP.csd"
+    with csd.Sequence(demo) as first:
+        spans = [(r, np.arange(0, first.intervals(r)[-1, 1], 0.04)) for r in first.ids[1:]]
+    rows = [(r, np.random.default_rng(i).normal(size=(len(t), 3)), np.column_stack([t, t + 0.04])) for i, (r, t) in enumerate(spans)]
+    csd.write(tmp_path / "faces.csd", "OpenFace_2.0", rows)
+    config = wu2023.get_config()
+    files = {"features": f"{demo},{tmp_path}/faces.csd", "labels": f"{demo_files}/DEMO_Labels.csd", "folds": f"{demo_files}/folds.json"}
+    config.data.update(files | {"pool": 0.02, "stack": 0.04})
+    config.model.width = 8
+    experiment = build(config)
+    groups = experiment.objective.encoder.groups
+    assert groups == (("COVAREP", tuple(range(74))), ("OpenFace_2.0", (74, 75, 76)))
+    card = Card.from_json(json.loads(json.dumps(experiment.card().to_json())))
+    assert encoders.make(experiment.config.model, 0.0, card.frontend).groups == groups
+    segments = experiment.segments("train", "valid", "test")
+    lacking = np.isin(segments.recordings, [r for r, _ in spans], invert=True)
+    for i in (lacking.argmin(), lacking.argmax()):
+        steps = segments.steps(i).reshape(-1, 77)
+        assert np.isfinite(steps).all() and steps[:, :74].any() and steps[:, 74:].any() != lacking[i]
+    assert experiment.params()["encoder"]["OpenFace_2.0_projection"]["kernel"].shape == (config.model.channels, 8)
 
 
 def test_a_groups_convolutions_see_its_own_features_in_every_frame_of_a_step():

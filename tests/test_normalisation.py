@@ -1,6 +1,7 @@
 """By what of its recording a segment is normalised: which others, and that nothing else of it enters."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -57,6 +58,43 @@ def test_enrolment_is_drawn_by_the_recordings_name_and_leaves_something_to_score
     neutral = normalisation.enrolled("neutral", names, labels, 4)
     assert not labels[neutral].any() and [neutral[names == name].sum() for name in "abc"] == [4, 1, 0]
     assert not normalisation.enrolled("causal", names, labels, 4).any()
+
+
+@pytest.fixture
+def by_speaker(tmp_path):
+    """A corpus in which ann speaks in both recordings of the training fold, bea and cid in the others."""
+    files = Files(tmp_path)
+    (tmp_path / "speakers.json").write_text('{"rec_a": "ann", "rec_b": "ann", "rec_c": "bea", "rec_d": "cid"}')
+    corpus.build(files.features, files.labels, files.folds, files.out, speakers=tmp_path / "speakers.json")
+    return prepared.load(files.out)
+
+
+def of_fold(loaded, fold, by, prior=0.0, enrolment=2):
+    return Segments(loaded, [fold], Frontend(loaded.features, loaded.train_statistics, prior, 5.0, 2, 2, 0.01, by, enrolment))
+
+
+def test_speakers_that_are_known_count_as_one(by_speaker):
+    segments = of_fold(by_speaker, "train", "recording")
+    assert segments.recordings.tolist() == ["ann"] * 6 and segments.recording.tolist() == [0] * 6
+    assert of_fold(by_speaker, "test", "recording").recording.tolist() == [2] * 3 and segments.num_recordings == 3
+    np.testing.assert_array_equal(counted(segments.basis), ~np.eye(6, dtype=bool))  # also by the other recording's
+    location = segments._location[segments._scaled_by]
+    assert (location == location[0]).all()
+    np.testing.assert_allclose(location[0], by_speaker.train_statistics.mean, rtol=1e-5)
+
+
+def test_enrolment_is_drawn_of_a_speaker_and_lasts_as_long_as_its_parts(by_speaker):
+    segments = of_fold(by_speaker, "train", "enrolment", prior=4.0, enrolment=4)
+    assert segments.enrolled.sum() == 4  # of at most three of a recording: of both
+    frames = np.concatenate([segments._raw(i)[:, 2] for i in np.flatnonzero(segments.enrolled)]).astype(float)
+    own = 0.5 * frames.mean() + 0.5 * by_speaker.train_statistics.mean[2]  # four segments of 1 s, although their times overlap
+    np.testing.assert_allclose(segments._location[segments._scaled_by][:, 2], own, rtol=1e-4)
+
+
+def test_what_came_before_is_of_the_same_recording(by_speaker):
+    """The times of two recordings of a speaker have no order."""
+    before = counted(of_fold(by_speaker, "train", "causal").basis)
+    np.testing.assert_array_equal(before, np.kron(np.eye(2), np.tri(3, k=-1)))
 
 
 @pytest.fixture
@@ -165,6 +203,27 @@ def test_every_arm_of_a_comparison_scores_the_same_segments(comparison_config, t
     }
     np.testing.assert_array_equal(kept["", "scratch"]["target"], kept["", "functionals"]["target"])
     assert all(np.isfinite(own["scores"]).all() for own in kept.values())
+
+
+def test_a_comparison_by_speaker_keeps_and_reports_speakers(comparison_config, demo_files, tmp_path, capsys):
+    """From the map that the config names to the report; a quarter of the labels that validates is one speaker's, too."""
+    folds = json.loads((demo_files / "folds.json").read_text())
+    who = {r: f"{fold}-{'xy'[i > 0]}" for fold, ids in folds.items() for i, r in enumerate(ids)}  # two in each fold
+    (tmp_path / "speakers.json").write_text(json.dumps(who))
+    config = comparison_config.copy_and_resolve_references()
+    files = {"features": "DEMO_COVAREP.csd", "labels": "DEMO_Labels.csd", "folds": "folds.json"}
+    config.data.update({field: str(demo_files / name) for field, name in files.items()})
+    config.data.update({"prepared": "", "corpus": "demo", "speakers": str(tmp_path / "speakers.json")})
+    arms = {"arms": ("scratch", "functionals"), "label_counts": (12,), "seeds": 1, "strategies": ("linear", "full"), "validation": "budget"}
+    config.compare.update(arms)
+    rows = [row for row in compare.run(config, tmp_path) if row["arm"] != "constant"]
+    for row in rows:
+        assert row["unit"] == "speaker"
+        kept = results.load_arrays(tmp_path / row["predictions"])["recordings"]
+        assert kept.tolist() == ["test-x"] * 6 + ["test-y"] * 12
+    text = " ".join((tmp_path / "report.md").read_text().split())
+    assert "over the 2 test speakers, then" in text and "of speakers of their own" in text
+    assert "each speaker's own frames and segments, test speakers too" in capsys.readouterr().out
 
 
 def test_a_model_that_needs_enrolment_says_so_to_strangers(tiny_config, trained):

@@ -18,7 +18,7 @@ import pytest
 from make_corpus import EMOTIONS, FEATURES, FOLDS, Files, grid, recording, segments
 
 from jax_emossl import prepare
-from jax_emossl.data import corpus, csd, prepared
+from jax_emossl.data import corpus, csd, folds, prepared
 from jax_emossl.data.account import describe
 
 
@@ -119,6 +119,170 @@ def test_label_names_on_request(files):
 def test_synthetic_features_are_marked(files):
     files.write_features(synthetic=True)
     assert build(files, name="toy").synthetic
+
+
+# Several files of features.
+
+
+@pytest.fixture
+def beside(files):
+    """Writes another file of features beside the first, of `number` rows of `hop` seconds for each recording: `path, entries`."""
+
+    def make(root, hop, number, width, names=None, changed={}):  # noqa: B006
+        rng = np.random.default_rng(len(root))
+        entries = {r: (rng.normal(size=(number, width)).astype(np.float32), grid(number, hop)) for r in files.entries} | changed
+        path = files.features.with_name(f"{root}.csd")
+        csd.write(path, root, ((r, *e) for r, e in entries.items() if e), {"dimension names": names} if names else {})
+        return path, entries
+
+    return make
+
+
+def several(files, *paths, **options) -> prepared.Corpus:
+    corpus.build([files.features, *paths], files.labels, files.folds, files.out, **options)
+    return prepared.load(files.out)
+
+
+def test_slow_rows_are_repeated_and_fast_ones_averaged_over_the_first_files_frames(files, beside):
+    alone = build(files)
+    faces, slow = beside("faces", 0.04, 150, 2, ["smile", "frown"])
+    fast_file, fast = beside("fast", 0.005, 1200, 1)
+    loaded = several(files, faces, fast_file, overwrite=True)
+    assert loaded.features == (*FEATURES, "smile", "frown", "dimension_0")
+    assert (loaded.sources, loaded.hop, loaded.name) == ({"acoustic": 3, "faces": 2, "fast": 1}, 0.01, "F")
+    assert account(loaded) == {}
+    for name, fold in loaded.folds.items():
+        for own, its in ((fold.offsets, alone.folds[name].offsets), (fold.labels, alone.folds[name].labels)):
+            np.testing.assert_array_equal(own, its)
+        np.testing.assert_array_equal(fold.frames[:, :3], alone.folds[name].frames)
+        for s, r in enumerate(fold.recordings):
+            frame = round(fold.intervals[s, 0] * 100) + np.arange(100)
+            own = fold.frames[fold.offsets[s] : fold.offsets[s + 1]]
+            np.testing.assert_array_equal(own[:, 3:5], slow[r][0][frame // 4])
+            np.testing.assert_allclose(own[:, 5], fast[r][0][:, 0].reshape(-1, 2).mean(1)[frame], rtol=1e-4, atol=1e-6)
+    every = np.repeat(slow["rec_a"][0], 4, 0).astype(float)
+    np.testing.assert_allclose(loaded.statistics["rec_a"].mean[3:5], every.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(loaded.statistics["rec_a"].mean[:3], alone.statistics["rec_a"].mean)
+
+
+def test_what_another_file_lacks_counts_as_the_mean_and_is_counted(files, beside):
+    half = np.ones((75, 2), np.float32)
+    half[3] = np.inf
+    changed = {"rec_a": None, "rec_b": (half, grid(75, 0.04)), "rec_d": (np.zeros((150, 3), np.float32), grid(150, 0.04))}
+    faces, slow = beside("faces", 0.04, 150, 2, changed=changed)
+    loaded = several(files, faces)
+    assert account(loaded) == {
+        "recordings without faces, which count as the mean there": (2, ["rec_a", "rec_d (3 dimensions where others have 2)"]),
+        "frames without faces, which count as the mean there": (600 + 300 + 4 + 600, ["rec_a", "rec_b", "rec_d"]),
+        "non-finite values of faces, which are left out": (2, ["rec_b"]),
+    }
+    train = loaded.folds["train"]
+    assert np.isnan(train.frames[:300, 3:]).all() and not np.isnan(train.frames[:, :3]).any()  # rec_a: its own frames are kept
+    assert np.isnan(loaded.statistics["rec_a"].mean[3:]).all()
+    assert np.flatnonzero(np.isnan(train.frames[300:400, 3])).tolist() == [12, 13, 14, 15] and np.nanmin(train.frames[300:400, 3:]) == 1
+    assert np.isnan(train.frames[500:600, 3:]).all()  # rec_b, from 3 s on
+    np.testing.assert_allclose(loaded.train_statistics.mean[3:], 1)  # of what rec_b has
+
+
+def test_names_that_clash_are_told_apart_by_their_file(files, beside):
+    faces, _ = beside("faces", 0.04, 150, 2, ["energy", "smile"])
+    (files.features.parent / "again").mkdir()
+    more = faces.rename(files.features.parent / "again" / "faces.csd")
+    faces, _ = beside("faces", 0.04, 150, 2, ["energy", "smile"])
+    loaded = several(files, faces, more)
+    assert loaded.features == (*FEATURES, "faces.energy", "smile", "faces_3.energy", "faces_3.smile")
+    assert loaded.sources == {"acoustic": 3, "faces": 2, "faces_3": 2}
+
+
+def test_words_average_the_frames_of_all_files(files, beside):
+    faces, slow = beside("faces", 0.04, 150, 2)
+    files.write_words(dict.fromkeys(files.entries, np.array([[0.08, 0.32]])))
+    fold = several(files, faces, words=files.words).folds["test"]
+    np.testing.assert_allclose(fold.frames[0, :3], files.entries["rec_d"][0][8:32].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(fold.frames[0, 3:], slow["rec_d"][0][2:8].mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "mentions"),
+    [
+        (lambda path, files: path.unlink(), ["faces.csd", "does not exist"]),
+        (lambda path, files: csd.write(path, "faces", [("other", np.ones((3, 2)), grid(3))]), ["F.csd", "faces.csd", "no recording id in common"]),
+        (lambda path, files: (path.unlink(), path.symlink_to(files.features)), ["faces.csd", "given twice", "name each file once"]),
+        (lambda path, files: csd.write(path, "faces", [("rec_a", np.ones((3, 0)), grid(3))]), ["faces.csd", "0 dimensions"]),
+        (lambda path, files: csd.write(path, "faces", [("rec_a", np.ones((3, 2)), grid(2))]), ["faces.csd", "'rec_a'", "lengths must agree"]),
+        (lambda path, files: csd.write(path, "faces", [("rec_a", np.ones((3, 2)), -grid(3))]), ["faces.csd", "'rec_a'", "correct its interval"]),
+    ],
+)  # fmt: skip
+def test_bad_further_files(damage, mentions, files, beside, capsys, monkeypatch):
+    path, _ = beside("faces", 0.04, 150, 2)
+    damage(path, files)
+    error = refusal([*files.arguments, "--features", path], capsys, monkeypatch)
+    assert all(mention in error for mention in mentions), error
+    assert not files.out.exists()
+
+
+# Speakers.
+
+
+SPEAKERS = {"rec_a": "ann", "rec_b": "ann", "rec_c": "bea", "rec_d": "cid"}
+
+
+def write_speakers(files, speakers):
+    path = files.features.with_name("speakers.json")
+    path.write_text(json.dumps(speakers))
+    return path
+
+
+def test_a_recording_has_the_statistics_of_all_that_its_speaker_says(files):
+    alone = build(files)
+    frames, intervals = files.entries["rec_b"]
+    files.write_features({"rec_b": (frames + 5, intervals)})
+    loaded = build(files, speakers=write_speakers(files, SPEAKERS), overwrite=True)
+    assert (loaded.speakers, loaded.unit, alone.speakers, alone.unit) == (SPEAKERS, "speaker", {}, "recording")
+    a, b = (loaded.statistics[r] for r in ("rec_a", "rec_b"))
+    assert a.seconds == b.seconds == 12.0
+    both = np.concatenate([files.entries["rec_a"][0], frames + 5])[:, 2].astype(float)
+    for own in (a, b):
+        np.testing.assert_allclose([own.mean[2], own.variance[2]], [both.mean(), both.var()])
+    for r in ("rec_c", "rec_d"):
+        np.testing.assert_array_equal(loaded.statistics[r].mean, alone.statistics[r].mean)
+    assert loaded.units(["rec_b", "rec_d"]) == ["ann", "cid"] and loaded.all_units == ("ann", "bea", "cid")
+    assert loaded.folds["train"].recordings[::3] == ["rec_a", "rec_b"]  # segments are still known by their recording
+    assert "speakers: 1 train, 1 valid, 1 test" in describe(loaded.summary)
+
+
+def test_a_recording_without_a_speaker_counts_for_itself_and_is_counted(files):
+    loaded = build(files, speakers=write_speakers(files, {"rec_a": "ann", "rec_z": "zoe"}))
+    assert loaded.speakers == {"rec_a": "ann"} and loaded.all_units == ("ann", "rec_b", "rec_c", "rec_d")
+    assert account(loaded) == {"recordings without a speaker, which count for themselves": (3, ["rec_b", "rec_c", "rec_d"])}
+
+
+def test_standard_folds_stand_although_speakers_are_in_several_which_is_told(files, capsys, monkeypatch):
+    """Each fold then has statistics of its own: nothing of the test fold enters the training fold's."""
+    monkeypatch.setattr(folds, "_standard_mosei_folds", lambda: FOLDS)
+    files.folds = "cmu_mosei"
+    alone = build(files)
+    assert (alone.unit, capsys.readouterr().err.count("notice")) == ("video", 0)
+    loaded = build(files, speakers=write_speakers(files, {"rec_a": "ann", "rec_d": "ann", "rec_c": "bea"}), overwrite=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("notice: 1 speaker is in more than one fold of cmu_mosei, ann the first")
+    assert loaded.unit == "speaker"
+    for r in files.entries:
+        np.testing.assert_array_equal(loaded.statistics[r].mean, alone.statistics[r].mean)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "mentions"),
+    [
+        ({"rec_a": "ann", "rec_d": "ann"}, ["folds.json", "'ann'", "train (rec_a) and test (rec_d)", "keep all of a speaker in one"]),
+        ({"rec_x": "ann"}, ["speakers.json", "names no recording of", "folds.json"]),
+        ({"rec_a": 7}, ["speakers.json", "'rec_a'", "no name of a speaker"]),
+    ],
+)
+def test_bad_speakers(speakers, mentions, files, capsys, monkeypatch):
+    error = refusal([*files.arguments, "--speakers", write_speakers(files, speakers)], capsys, monkeypatch)
+    assert all(mention in error for mention in mentions), error
+    assert not files.out.exists()
 
 
 # What is dropped, repaired or clipped.
@@ -406,10 +570,15 @@ def command(*arguments) -> list[str]:
 
 
 def test_command_line(files):
-    arguments = [*files.arguments, "--unlabelled", "--name", "toy"]
+    more = files.features.with_name("faces.csd")
+    csd.write(more, "faces", [("rec_a", np.ones((150, 2)), grid(150, 0.04))])
+    speakers = write_speakers(files, SPEAKERS)
+    arguments = [*files.arguments, "--features", more, "--speakers", speakers, "--unlabelled", "--name", "toy"]
     done = subprocess.run(command(*arguments), capture_output=True, text=True, check=True)
     assert "train_unlabelled" in done.stdout and f"Prepared: {files.out}" in done.stdout
-    assert prepared.load(files.out).name == "toy"
+    assert "recordings without faces, which count as the mean there: 3 (rec_b, rec_c, rec_d)" in done.stdout
+    loaded = prepared.load(files.out)
+    assert (loaded.name, loaded.sources, loaded.speakers) == ("toy", {"acoustic": 3, "faces": 2}, SPEAKERS)
     again = subprocess.run(command(*arguments), capture_output=True, text=True)
     assert again.returncode == 2
     assert again.stderr == f"error: {files.out} exists: give --overwrite to replace it, or another --out.\n"

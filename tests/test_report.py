@@ -8,7 +8,7 @@ import make_comparison
 import numpy as np
 import pytest
 
-from jax_emossl import report, results
+from jax_emossl import readme, report, results
 from jax_emossl.comparison import Comparison
 
 
@@ -41,6 +41,15 @@ def test_every_table_is_there_in_three_forms_and_every_figure_in_two(folder, wri
     for name in ("learning_curve_uar", "validation", "gains_per_emotion", "confusion_60", "confusion_all"):
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG") and f"(figures/{name}.png)" in page
         assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_report_says_what_its_intervals_rest_on(changed):
+    out = changed(lambda table: [row.update(unit="speaker") for row in table["runs"]])
+    report.write(out)
+    text = " ".join((out / "report.md").read_text().split())
+    assert "replicates over the 6 test speakers, then" in text and "two arms change places in random speakers" in text
+    assert "normalised with each speaker's own frames and segments" in text and "recording" not in text
+    assert readme.summarised(Comparison(out))["unit"] == "speaker"
 
 
 def test_the_report_names_corpus_seeds_command_and_version_and_marks_synthetic_data(folder, written):
@@ -201,9 +210,10 @@ def test_a_map_shows_a_stratified_choice_of_many_segments(monkeypatch):
     emotion, recording = np.repeat(["happy", "rare"], [570, 30]), np.array([f"r{i % 3}" for i in range(600)])
     vectors = np.stack([emotion == "rare", recording == "r1", np.arange(600)], 1).astype(np.float32)
     illustration = {"before": vectors, "after": vectors, "emotion": emotion, "recording": recording}
-    figure = report.figures.embedding_map(illustration)
+    figure = report.figures.embedding_map(illustration, "speaker")
     np.testing.assert_array_equal(*placed)
     assert len(placed[0]) == 100 and placed[0][:, 0].sum() == 5 and abs(placed[0][:, 1].sum() - 100 / 3) < 2
+    assert [axes.get_title().split(", ")[1] for axes in figure.axes] == ["by emotion"] * 2 + ["by speaker"] * 2
     labels = [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
     assert labels == ["happy", "rare", "r0", "r1", "r2"]
 

@@ -33,7 +33,9 @@ def test_results_have_the_documented_form(run, request, demo_corpus):
     )
     assert table["runs"]
     for row in table["runs"]:
-        compared = {"variant", "folds", "budget"} | ({"predictions", "classes", "pretraining"} if row["arm"] != "constant" else set())
+        compared = {"variant", "folds", "budget", "unit"} | (
+            {"predictions", "classes", "pretraining"} if row["arm"] != "constant" else set()
+        )
         assert set(row) == ROW | (compared if run == "comparison" else set())
         assert row["corpus"] == "demo" and row["synthetic"] is True
         assert row["arm"] in {*ARMS, "pretrain"}

@@ -26,6 +26,8 @@ def describe(summary: Mapping) -> str:
     lines = ["fold              recordings  segments      frames    hours"]
     for fold, row in summary["folds"].items():
         lines.append(f"{fold:<16}  {row['recordings']:>10,}  {row['segments']:>8,}  {row['frames']:>10,}  {row['hours']:>7.2f}")
+    if "speakers" in summary:
+        lines.append("speakers: " + ", ".join(f"{number:,} {fold}" for fold, number in summary["speakers"].items()))
     outside = summary["outside"]
     if outside["recordings"]:
         examples = _some(outside["examples"], outside["recordings"])

@@ -4,9 +4,11 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import sparse
 
 # Seconds by which two intervals must overlap: the SDK's `epsilon` (its PyPI release 0.0.6 has 1e-3).
 EPSILON = 1e-5
+_TOGETHER = 2**22  # values and pairs that are worked on at once
 
 
 def sort_by_start(
@@ -25,15 +27,41 @@ def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s
     Both are starts and ends in seconds; frames are sorted by start, their ends in any order, segments in any order and overlapping.
     """
     starts, ends = frames[:, 0], frames[:, 1]
-    # Two binary searches bound the candidates; the rule itself is then applied to those alone.
-    first = np.searchsorted(np.maximum.accumulate(ends), segments[:, 0], side="right")
-    last = np.searchsorted(starts, segments[:, 1], side="left")
+    first, last = _candidates(frames, segments)
     found = []
     for s, (start, end) in enumerate(segments):
         candidates = slice(first[s], last[s])
         overlap = np.minimum(ends[candidates], end) - np.maximum(starts[candidates], start)
         found.append(candidates.start + np.flatnonzero(overlap > EPSILON))
     return found
+
+
+def _candidates(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s 2"]) -> tuple[Int[np.ndarray, "s"], Int[np.ndarray, "s"]]:
+    """Per segment the first and one past the last frame that may overlap it; the rule itself need be applied to those alone."""
+    first = np.searchsorted(np.maximum.accumulate(frames[:, 1]), segments[:, 0], side="right")
+    return first, np.searchsorted(frames[:, 0], segments[:, 1], side="left")
+
+
+def onto(frames: Float[np.ndarray, "n 2"], rows: Float[np.ndarray, "m d"], intervals: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "n d"]:
+    """Over each frame the mean of another file's rows, each weighed by its overlap: short rows are averaged, long ones repeated.
+
+    Rows count where they overlap the frame by more than `EPSILON` seconds, and their finite values alone; NaN without any. `frames` and
+    `intervals` are starts and ends in seconds, `intervals` sorted by start.
+    """
+    first, last = _candidates(intervals, frames)
+    number = np.maximum(last - first, 0)
+    made = np.empty((len(frames), rows.shape[1]), np.float32)
+    for block in np.split(np.arange(len(frames)), np.flatnonzero(np.diff(np.cumsum(number + rows.shape[1]) // _TOGETHER)) + 1):
+        until = np.cumsum(number[block])
+        frame = np.repeat(np.arange(len(block)), number[block])
+        row = np.arange(len(frame)) + np.repeat(first[block] - until + number[block], number[block])
+        overlap = np.minimum(intervals[row, 1], frames[block[frame], 1]) - np.maximum(intervals[row, 0], frames[block[frame], 0])
+        begin, end = (row.min(), row.max() + 1) if len(row) else (0, 0)
+        weights = sparse.csr_array((np.where(overlap > EPSILON, overlap, 0), (frame, row - begin)), (len(block), end - begin))
+        known = np.isfinite(rows[begin:end])
+        with np.errstate(invalid="ignore"):
+            made[block] = weights @ np.where(known, rows[begin:end], 0.0) / (weights @ known.astype(float))
+    return made
 
 
 def take(rows: Float[np.ndarray, "n d"], positions: Int[np.ndarray, "k"]) -> Float[np.ndarray, "k d"]:

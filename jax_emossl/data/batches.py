@@ -25,8 +25,8 @@ class Segments:
     Attributes:
       lengths: (S,) model steps of every segment.
       labels: (S, E) intensities.
-      recordings: (S,) recording ids.
-      recording: (S,) their places among all recordings of the corpora, the same in every fold.
+      recordings: (S,) what each is counted under: its recording's id, or where the corpus knows them its speaker's.
+      recording: (S,) their places among all those of the corpora, the same in every fold.
       enrolled: (S,) whether they serve as enrolment, by which others of their recording are normalised.
       basis: (S, 3) on which segments what the head reads of each is standardised, see `normalisation.basis`.
       whole: the segments of which these were taken, or themselves.
@@ -44,9 +44,10 @@ class Segments:
         width = max(part.labels.shape[1] for part in parts)
         self.labels = np.concatenate([part.labels if part.labels.shape[1] else np.zeros((len(part), width), np.float32) for part in parts])
         self.lengths = frontend.num_steps(self._count)
-        self.recordings = np.array([r for part in parts for r in part.recordings], str)
-        self.recording = np.searchsorted(corpus.recordings, self.recordings).astype(np.int32)
-        self.num_recordings = len(corpus.recordings)
+        recordings = np.array([r for part in parts for r in part.recordings], str)
+        self.recordings = np.array(corpus.units(recordings), str)
+        self.recording = np.searchsorted(corpus.all_units, self.recordings).astype(np.int32)
+        self.num_recordings = len(corpus.all_units)
         self.whole = self
         self.positions = np.arange(len(self))
         if frontend.by == normalisation.NEUTRAL and not corpus.emotions:
@@ -55,18 +56,24 @@ class Segments:
         self.enrolled = np.zeros(len(self), bool)
         self.enrolled[labelled] = normalisation.enrolled(frontend.by, self.recordings[labelled], self.labels[labelled], frontend.enrolment)
         intervals = np.concatenate([part.intervals for part in parts])
-        self.basis = normalisation.basis(frontend.by, self.recordings, intervals, self.enrolled)
-        self._scaled_by, statistics = self._statistics(corpus, intervals)
+        within = recordings if frontend.by == normalisation.CAUSAL else self.recordings  # the times of two recordings have no order
+        self.basis = normalisation.basis(frontend.by, within, intervals, self.enrolled)
+        self._scaled_by, statistics = self._statistics(corpus, recordings, intervals)
         scaling = np.array([frontend.location_and_scale(own) for own in statistics], np.float32)
         self._location, self._scale = np.moveaxis(scaling.reshape(-1, 2, len(corpus.features)), 1, 0)
 
-    def _statistics(self, corpus: Corpus, intervals: Float[np.ndarray, "s 2"]) -> tuple[Int[np.ndarray, "s"], list[Statistics]]:
+    def _statistics(
+        self, corpus: Corpus, recordings: np.ndarray, intervals: Float[np.ndarray, "s 2"]
+    ) -> tuple[Int[np.ndarray, "s"], list[Statistics]]:
         """What normalises the features of each segment: its place among statistics, and these."""
         if self._frontend.by in (normalisation.RECORDING, normalisation.NONE):
-            names, places = np.unique(self.recordings, return_inverse=True)
+            names, places = np.unique(recordings, return_inverse=True)
             return places, [corpus.statistics[name] for name in names]
 
         def of_frames(segments: Int[np.ndarray, "n"]) -> Statistics:
+            own = np.unique(recordings[segments])
+            if len(own) > 1:  # of one speaker; what of their times overlaps is no time less
+                return Statistics.pooled([of_frames(segments[recordings[segments] == name]) for name in own])
             frames = np.concatenate([np.zeros((0, len(corpus.features)), np.float32), *map(self._raw, segments)])
             counts = voiced_frames(frames, corpus.features) if corpus.hop else None  # as `corpus.build` counts
             return Statistics.of(frames, intervals[segments[np.argsort(intervals[segments, 0])]], counts)

@@ -5,9 +5,11 @@ Every frame, segment and label passes through here once: aligned (`align.py`), c
 """
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,9 +17,9 @@ from tqdm import tqdm
 
 from jax_emossl.data import align, csd, prepared, tfds
 from jax_emossl.data.account import EXAMPLES, Account
-from jax_emossl.data.folds import read_folds
+from jax_emossl.data.folds import CMU_MOSEI, in_several, read_folds, read_speakers
 from jax_emossl.data.statistics import Statistics, mark, voiced_frames
-from jax_emossl.errors import UserError
+from jax_emossl.errors import UserError, notice
 
 # CMU-MOSEI's conventions, for files that do not name their columns.
 MOSEI_COLUMNS = ("sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear")
@@ -33,7 +35,7 @@ SHORTEST_UNLABELLED_SECONDS = 1.0
 
 
 def build(
-    features: str | Path,
+    features: str | Path | Sequence[str | Path],
     labels: str | Path,
     folds: str | Path,
     out: str | Path,
@@ -44,42 +46,75 @@ def build(
     overwrite: bool = False,
     name: str = "",
     as_tfds: bool = False,
+    speakers: str | Path = "",
 ) -> dict:
     """Aligns, cleans and writes a corpus in the form of `prepared.py`; returns its summary (see `account.describe`).
 
-    The arguments are those of the command `prepare`, whose help says what each does; `folds` may also be 'cmu_mosei'. A corpus
-    whose features carry the metadata "synthetic": true is marked so in everything made on it. Without `labels` its recordings are cut into
+    The arguments are those of the command `prepare`, whose help says what each does; `folds` may also be 'cmu_mosei'. Of several files
+    of `features` the first gives the frames, onto which the values of the others are taken (`align.onto`). Where `speakers` are known,
+    statistics are theirs, of all their recordings in a fold. A corpus whose features carry the metadata "synthetic": true is marked so in everything made on it. Without `labels` its recordings are cut into
     pieces, to be pretrained on. Raises UserError where an input is damaged or contradictory, or the disk is full; `out` is then as it was
     before.
     """
     if as_tfds:
         tfds.require()
+    features = [features] if isinstance(features, str | Path) else list(features)
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(csd.Sequence(path)) if path else None for path in (features, labels, words)]
-        members = read_folds(folds)
+        sources = [stack.enter_context(csd.Sequence(path)) for path in features]
+        files = [stack.enter_context(csd.Sequence(path)) if path else None for path in (labels, words)]
+        members, who = read_folds(folds), read_speakers(speakers) if speakers else {}
+        if who and not who.keys() & set().union(*members.values()):
+            raise UserError(f"{speakers} names no recording of {folds}: check that they belong to one corpus.")
+        if who and (shared := in_several(folds, members, who)):
+            are = f"{len(shared)} speakers are" if len(shared) > 1 else "1 speaker is"
+            notice(f"{are} in more than one fold of {folds}, {shared[0]} the first, so results on it are not of new speakers alone.")
+        unit = prepared.SPEAKER if who else prepared.VIDEO if str(folds) == CMU_MOSEI else prepared.RECORDING
         folder = stack.enter_context(prepared.new_folder(Path(out), overwrite))
-        summary = _Builder(*files, list(label_names)).build(members, folder, name or Path(features).stem, unlabelled)
+        builder = _Builder(sources, *files, list(label_names))
+        summary = builder.build(members, folder, name or Path(features[0]).stem, unlabelled, who, unit)
         if as_tfds:
             tfds.write(prepared.load(folder), folder / "tfds")
     return summary
 
 
+class _Source(NamedTuple):
+    """A file of features, the name by which it is told from others, and the dimension that most of its recordings have."""
+
+    name: str
+    file: csd.Sequence
+    dimension: int
+
+
 class _Builder:
     """One pass over the recordings of the folds."""
 
-    def __init__(self, features: csd.Sequence, labels: csd.Sequence | None, words: csd.Sequence | None, label_names: list[str]):
-        self.features, self.labels, self.words = features, labels, words
+    def __init__(self, features: list[csd.Sequence], labels: csd.Sequence | None, words: csd.Sequence | None, label_names: list[str]):
+        self.features, self.labels, self.words = features[0], labels, words
         self.account, self.statistics = Account(), {}
         self.hop: float | None = None
-        for other in filter(None, (labels, words)):
-            if not set(features.ids) & set(other.ids):
-                raise UserError(f"{features.path} and {other.path} have no recording id in common: check that they belong to one corpus.")
+        for one, other in itertools.combinations(features, 2):
+            if one.path.samefile(other.path):
+                raise UserError(f"{other.path} is given twice as features: name each file once.")
+        for other in filter(None, (*features[1:], labels, words)):
+            if not set(self.features.ids) & set(other.ids):
+                raise UserError(
+                    f"{self.features.path} and {other.path} have no recording id in common: check that they belong to one corpus."
+                )
         self.label_names = self._label_names(label_names) if labels else []
         self.columns = [i for i, name in enumerate(self.label_names) if name != "sentiment"]
         if labels and not self.columns:
             raise UserError(f"{labels.path} holds no emotion column: give labels with at least one.")
-        self.usable, self.dimension = self._usable_recordings()
-        self.feature_names = self._feature_names()
+        self.usable, dimension = self._usable_recordings()
+        dimensions = [dimension, *(_majority(_shapes(file), file) for file in features[1:])]
+        roots = [file.root for file in features]
+        names = [root if root not in roots[:i] else f"{root}_{i + 1}" for i, root in enumerate(roots)]
+        self.sources = [_Source(*own) for own in zip(names, features, dimensions, strict=True)]
+        self.feature_names: list[str] = []
+        for source in self.sources:
+            for name in _feature_names(source.file, source.dimension):
+                while name in self.feature_names:
+                    name = f"{source.name}.{name}"
+                self.feature_names.append(name)
 
     def _label_names(self, given: list[str]) -> list[str]:
         """Names of all columns of the labels."""
@@ -96,11 +131,8 @@ class _Builder:
 
     def _usable_recordings(self) -> tuple[set[str], int]:
         """Recordings whose feature dimension is the majority's, and that dimension."""
-        shapes = {recording: self.features.shape(recording) for recording in self.features.ids}
-        dimension, _ = Counter(d for _, d in shapes.values()).most_common(1)[0]
-        if dimension == 0:
-            raise UserError(f"{self.features.path} has features of 0 dimensions: there is nothing to learn from.")
-        usable = set()
+        shapes = _shapes(self.features)
+        dimension, usable = _majority(shapes, self.features), set()
         for recording, (length, d) in shapes.items():
             if d != dimension:
                 self.account.add(f"recordings dropped: feature dimension is not {dimension}", f"{recording} ({d})")
@@ -112,22 +144,16 @@ class _Builder:
                 usable.add(recording)
         return usable, dimension
 
-    def _feature_names(self) -> list[str]:
-        names = _names(self.features, self.dimension)
-        if names and len(set(names)) == self.dimension:
-            return names
-        if self.dimension == len(COVAREP_DIMENSIONS) and "covarep" in self.features.root.lower():
-            return list(COVAREP_DIMENSIONS)
-        return [f"dimension_{i}" for i in range(self.dimension)]
-
-    def build(self, members: dict[str, list[str]], out: Path, name: str, unlabelled: bool) -> dict:
+    def build(self, members: dict[str, list[str]], out: Path, name: str, unlabelled: bool, speakers: dict[str, str], unit: str) -> dict:
         """Writes the folds and their description; returns the summary."""
         widths = {fold: len(self.columns) for fold in members}
         if unlabelled and self.labels:
             widths = {"train": widths["train"], prepared.UNLABELLED: 0, **widths}
         places = [(fold, recording) for fold, ids in members.items() for recording in ids]
         with contextlib.ExitStack() as files:
-            writers = {fold: files.enter_context(prepared.fold_writer(out / fold, self.dimension, n)) for fold, n in widths.items()}
+            writers = {
+                fold: files.enter_context(prepared.fold_writer(out / fold, len(self.feature_names), n)) for fold, n in widths.items()
+            }
             for fold, recording in tqdm(places, desc="preparing", unit="recording", leave=False, disable=None):
                 self._add(recording, writers[fold], writers.get(prepared.UNLABELLED) if fold == "train" else None)
         for fold, ids in members.items():
@@ -136,22 +162,42 @@ class _Builder:
                 raise UserError(f"{(self.labels or self.features).path} has no {what} in fold '{fold}': check the ids in the folds file.")
         folds = {fold: writer.summary() for fold, writer in writers.items()}
         train = [recording for recording in members["train"] if recording in self.statistics]
+        train_statistics = Statistics.pooled([self.statistics[recording] for recording in train])
+        told = self._told(members, speakers) if speakers else {}
         corpus = prepared.Corpus(
             path=out,
             name=name,
-            synthetic=self.features.metadata.get("synthetic") is True,
+            synthetic=any(source.file.metadata.get("synthetic") is True for source in self.sources),
             features=tuple(self.feature_names),
             emotions=tuple(self.label_names[i] for i in self.columns),
             hop=self.hop,
-            train_statistics=Statistics.pooled([self.statistics[recording] for recording in train]),
+            train_statistics=train_statistics,
             statistics=self.statistics,
             train_recordings=tuple(train),
             folds={},
-            summary={"folds": folds, "outside": self._outside(members), "account": self.account.rows()},
+            summary={"folds": folds, "outside": self._outside(members), "account": self.account.rows(), **told},
             extractor=self._extractor(),
+            sources={source.name: source.dimension for source in self.sources} if len(self.sources) > 1 else {},
+            speakers={recording: speakers[recording] for recording in self.statistics if recording in speakers},
+            unit=unit,
         )
         prepared.write_description(corpus)
         return dict(corpus.summary)
+
+    def _told(self, members: dict[str, list[str]], speakers: dict[str, str]) -> dict:
+        """Gives every recording the statistics of all that its speaker says in that fold; returns the numbers of speakers, for the summary."""
+        numbers = {}
+        for fold, ids in members.items():
+            own: dict[str, list[str]] = {}
+            for recording in (recording for recording in ids if recording in self.statistics):
+                if recording not in speakers:
+                    self.account.add("recordings without a speaker, which count for themselves", recording)
+                own.setdefault(speakers.get(recording, recording), []).append(recording)
+            for several in (recordings for recordings in own.values() if len(recordings) > 1):
+                pooled = Statistics.pooled([self.statistics[recording] for recording in several])
+                self.statistics.update(dict.fromkeys(several, pooled))
+            numbers[fold] = len(own)
+        return {"speakers": numbers}
 
     def _add(self, recording: str, segments: prepared.FoldWriter, rest: prepared.FoldWriter | None) -> None:
         """Writes a recording's segments and, where wanted, its stretches outside them; notes its statistics."""
@@ -197,13 +243,15 @@ class _Builder:
         return clipped, spans
 
     def _read_frames(self, recording: str) -> tuple[Float[np.ndarray, "n f"], Float[np.ndarray, "n 2"]]:
-        """Frames (or word averages) in time order, NaN where a value is not finite, and their intervals; notes their statistics."""
+        """Frames (or word averages) in time order, NaN where a value is not finite or lacks, and their intervals; notes their statistics."""
         frames, intervals = self.features.read(recording)
         frames, intervals, moved = align.sort_by_start(frames, intervals)
         self.account.add("recordings whose frames were sorted by start", recording, moved)
         if self.hop is None and self.words is None and len(intervals) > 1:
             self.hop = round(float(np.median(np.diff(intervals[:, 0]))), 6) or None
         self.account.add("non-finite values, which count as the mean", recording, mark(frames))
+        if len(self.sources) > 1:
+            frames = np.concatenate([frames, *(self._read_beside(source, recording, intervals) for source in self.sources[1:])], 1)
         statistics = Statistics.of(frames, intervals, voiced_frames(frames, self.feature_names))
         if self.words:
             frames, intervals = align.average(frames, intervals, self.words.intervals(recording))
@@ -212,7 +260,25 @@ class _Builder:
         self.statistics[recording] = statistics
         return frames, intervals
 
+    def _read_beside(self, source: _Source, recording: str, frames: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n d"]:
+        """A further file's values over the frames of the first, NaN where it has none."""
+        width = source.file.shape(recording)[1] if recording in source.file else None
+        if width == source.dimension:
+            rows, intervals, moved = align.sort_by_start(*source.file.read(recording))
+            self.account.add(f"recordings whose rows of {source.name} were sorted by start", recording, moved)
+            self.account.add(f"non-finite values of {source.name}, which are left out", recording, mark(rows))
+            values = align.onto(frames, rows, intervals)
+        else:
+            why = "" if width is None else f" ({width} dimensions where others have {source.dimension})"
+            self.account.add(f"recordings without {source.name}, which count as the mean there", recording + why)
+            values = np.full((len(frames), source.dimension), np.nan, np.float32)
+        lacking = np.isnan(values).all(1).sum()
+        self.account.add(f"frames without {source.name}, which count as the mean there", recording, lacking)
+        return values
+
     def _extractor(self) -> dict[str, str]:
+        if len(self.sources) > 1:  # none makes all of them
+            return {}
         try:
             return prepared.texts(self.features.metadata.get("extractor", {}))
         except ValueError:
@@ -224,6 +290,28 @@ class _Builder:
         outside = [recording for recording in file.ids if recording not in inside]
         segments = sum(self.labels.shape(recording)[0] for recording in outside) if self.labels else 0
         return {"recordings": len(outside), "segments": segments, "examples": outside[:EXAMPLES]}
+
+
+def _shapes(file: csd.Sequence) -> dict[str, tuple[int, int]]:
+    return {recording: file.shape(recording) for recording in file.ids}
+
+
+def _majority(shapes: dict[str, tuple[int, int]], file: csd.Sequence) -> int:
+    """The dimension that most recordings have; UserError where that is none."""
+    dimension, _ = Counter(d for _, d in shapes.values()).most_common(1)[0]
+    if dimension == 0:
+        raise UserError(f"{file.path} has features of 0 dimensions: there is nothing to learn from.")
+    return dimension
+
+
+def _feature_names(file: csd.Sequence, dimension: int) -> list[str]:
+    """Those that the file gives, COVAREP's, or numbers."""
+    names = _names(file, dimension)
+    if names and len(set(names)) == dimension:
+        return names
+    if dimension == len(COVAREP_DIMENSIONS) and "covarep" in file.root.lower():
+        return list(COVAREP_DIMENSIONS)
+    return [f"dimension_{i}" for i in range(dimension)]
 
 
 def _names(file: csd.Sequence, width: int) -> list[str] | None:

@@ -1,8 +1,9 @@
-"""Which recording is in which fold: read from a JSON file, or CMU-MOSEI's standard folds from the CMU SDK."""
+"""Which recording is in which fold: read from a JSON file, or CMU-MOSEI's standard folds from the CMU SDK; and who speaks in it."""
 
 import importlib.util
 import json
 import runpy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jax_emossl.errors import UserError
@@ -33,6 +34,37 @@ def read_folds(folds: str | Path) -> dict[str, list[str]]:
             if owner.setdefault(recording, fold) != fold:
                 raise UserError(f"{folds} has recording {recording!r} in two folds, {owner[recording]} and {fold}: keep it in one.")
     return {fold: sorted(set(table[fold])) for fold in FOLDS}
+
+
+def read_speakers(speakers: str | Path) -> dict[str, str]:
+    """Who speaks in each recording; UserError where the file is not a JSON object of names."""
+    try:
+        table = json.loads(Path(speakers).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{speakers} cannot be read as a JSON file of speakers ({' '.join(str(error).split())}).") from error
+    if not isinstance(table, dict) or not table:
+        raise UserError(f'{speakers} must hold who speaks in each recording: write it as {{"recording": "speaker", ...}}.')
+    for recording, who in table.items():
+        if not isinstance(who, str) or not who.strip() or not who.isprintable():
+            raise UserError(f"{speakers} gives the recording {recording!r} no name of a speaker: write one, or leave the recording out.")
+    return table
+
+
+def in_several(folds: str | Path, members: Mapping[str, Sequence[str]], speakers: Mapping[str, str]) -> list[str]:
+    """Speakers that are in more than one fold: a UserError, but of CMU-MOSEI's standard folds, by which results are compared."""
+    first: dict[str, tuple[str, str]] = {}
+    shared = []
+    for fold, ids in members.items():
+        for recording in ids:
+            who = speakers.get(recording, recording)
+            other, its = first.setdefault(who, (fold, recording))
+            if other != fold and str(folds) != CMU_MOSEI:
+                raise UserError(
+                    f"{folds} has the speaker {who!r} in two folds, {other} ({its}) and {fold} ({recording}): keep all of a speaker in one."
+                )
+            if other != fold and who not in shared:
+                shared.append(who)
+    return shared
 
 
 def _standard_mosei_folds() -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """From raw frames to what the encoder sees: normalise, clip, pool, stack. Every path uses this one."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import ml_collections
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jax_emossl.data.normalisation import ENROLMENT, MODES, NEUTRAL, NONE, RECORDING
-from jax_emossl.data.prepared import Corpus
+from jax_emossl.data.prepared import Corpus, numbers
 from jax_emossl.data.statistics import Statistics
 from jax_emossl.errors import UserError
 
@@ -28,6 +28,7 @@ class Frontend:
       frame_seconds: duration of a frame; the mean one of words.
       by: what of its recording normalises a segment, see `normalisation`.
       enrolment: segments of a recording that do so, where some are drawn.
+      sources: where features are of several files, these by name with the number of features of each, in order.
     """
 
     names: tuple[str, ...]
@@ -39,6 +40,7 @@ class Frontend:
     frame_seconds: float
     by: str = RECORDING
     enrolment: int = 0
+    sources: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(cls, data: ml_collections.ConfigDict, corpus: Corpus) -> Self:
@@ -47,7 +49,7 @@ class Frontend:
         stack = max(1, round(data.stack / (pool * corpus.frame_seconds)))
         prior = np.inf if data.normalise_by == NONE else data.norm_prior
         own = pool, stack, corpus.frame_seconds, data.normalise_by, data.enrolment
-        return cls(corpus.features, corpus.train_statistics, prior, data.clip, *own)
+        return cls(corpus.features, corpus.train_statistics, prior, data.clip, *own, corpus.sources)
 
     @property
     def dimension(self) -> int:
@@ -134,15 +136,16 @@ class Frontend:
     def to_json(self) -> dict:
         # JSON has no infinity; null stands for it.
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return own | {"train": self.train.to_json(), "prior": None if np.isinf(self.prior) else self.prior}
+        return own | {"train": self.train.to_json(), "prior": None if np.isinf(self.prior) else self.prior, "sources": dict(self.sources)}
 
     @classmethod
     def from_json(cls, table: dict) -> Self:
         """Raises KeyError, TypeError or ValueError on anything that `to_json` does not write."""
         train, names, prior = Statistics.from_json(table["train"]), tuple(table["names"]), table["prior"]
-        numbers = [kind(table[name]) for name, kind in (("clip", float), ("pool", int), ("stack", int), ("frame_seconds", float))]
-        made = cls(names, train, np.inf if prior is None else float(prior), *numbers, str(table["by"]), int(table["enrolment"]))
-        if not made.prior >= 0 or not all(0 < number < np.inf for number in numbers) or made.by not in MODES or made.enrolment < 0:
+        sizes = [kind(table[name]) for name, kind in (("clip", float), ("pool", int), ("stack", int), ("frame_seconds", float))]
+        own = str(table["by"]), int(table["enrolment"]), numbers(table.get("sources", {}), len(names))
+        made = cls(names, train, np.inf if prior is None else float(prior), *sizes, *own)
+        if not made.prior >= 0 or not all(0 < size < np.inf for size in sizes) or made.by not in MODES or made.enrolment < 0:
             raise ValueError("the frontend is out of range")
         if len(train.mean) != len(names):
             raise ValueError("the statistics and the features differ in number")

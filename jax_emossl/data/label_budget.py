@@ -50,7 +50,7 @@ def held_out(recordings: Sequence[str], seed: int) -> Bool[np.ndarray, "n"]:
     names = sorted(set(recordings))
     if len(names) < 2:
         raise UserError(
-            f"compare.validation is budget, but the {len(recordings)} labels are of one recording: raise compare.label_counts, or give fold."
+            f"compare.validation is budget, but the {len(recordings)} labels are of one recording, or speaker: raise compare.label_counts, or give fold."
         )
     drawn, taken = np.random.default_rng((seed, 1)).permutation(names), np.zeros(len(recordings), bool)
     for name in drawn[:-1]:

@@ -95,7 +95,7 @@ class Table:
                 )
             segment = Segment(i + 1, start, end, tuple(map(float, intensities[i])))
             files[name] = dataclasses.replace(before, segments=(*before.segments, segment))
-        table = cls(emotions, tuple(files.values()), bool(texts.keys() & {"speaker", "recording"}))
+        table = cls(emotions, tuple(files.values()), "speaker" in texts)
         table._check_folds(where)
         return table
 

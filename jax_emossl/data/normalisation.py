@@ -5,6 +5,8 @@ enrolment   by some of its segments, drawn by its name, which are not scored
 neutral     by some of its neutral segments, likewise
 causal      by its segments that ended before this one began; the features by this one's frames, too
 none        by the training fold alone
+
+Where a corpus knows its speakers, all recordings of one are a recording here; but for `causal`, since time orders one recording alone.
 """
 
 import itertools
@@ -21,11 +23,14 @@ RECORDING, ENROLMENT, NEUTRAL, CAUSAL, NONE = MODES = ("recording", "enrolment",
 _SIMULTANEOUS = 1e-6  # s by which a segment may begin before another has ended
 
 
-def words(by: str, fold: str, *priors: float) -> str:
-    """What a reader of results on a `fold` must know, to follow "normalised"; infinite `priors` alone leave the training fold."""
-    drawn = f"of each recording, {fold} recordings too, which are not scored"
+def words(by: str, fold: str, *priors: float, unit: str = "recording") -> str:
+    """What a reader of results on a `fold` must know, to follow "normalised"; infinite `priors` alone leave the training fold.
+
+    `unit` is what the corpus counts as one (`Corpus.unit`).
+    """
+    drawn = f"of each {unit}, {fold} {unit}s too, which are not scored"
     return {
-        RECORDING: f"with each recording's own frames and segments, {fold} recordings too (transductive)",
+        RECORDING: f"with each {unit}'s own frames and segments, {fold} {unit}s too (transductive)",
         ENROLMENT: f"with some segments {drawn}",
         NEUTRAL: f"with some neutral segments {drawn}",
         CAUSAL: "with what came before a segment in its recording (causal)",

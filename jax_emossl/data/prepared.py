@@ -31,6 +31,7 @@ from jax_emossl.errors import UserError
 FORMAT = 2
 DESCRIPTION = "corpus.json"
 UNLABELLED = "train_unlabelled"
+RECORDING, VIDEO, SPEAKER = UNITS = ("recording", "video", "speaker")
 _EMPTY_BYTES = 128  # of an array without elements, which cannot be mapped: its header alone
 _COLUMNS = ("recording", "index", "start", "end")
 
@@ -52,7 +53,11 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus; `statistics` are per recording, `train_statistics` the training fold's, `extractor` made the features."""
+    """A prepared corpus; `statistics` are per recording, `train_statistics` the training fold's, `extractor` made the features.
+
+    Where these are of several files, `sources` names them with the number of features of each, in order. `speakers`, where they are
+    known, says who speaks in each recording; statistics are then the speaker's in that fold. `unit` is what counts as one, in words.
+    """
 
     path: Path
     name: str
@@ -66,6 +71,9 @@ class Corpus:
     folds: Mapping[str, Fold]
     summary: Mapping
     extractor: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    speakers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unit: str = RECORDING
 
     def fold(self, name: str) -> Fold:
         if name not in self.folds:
@@ -74,8 +82,17 @@ class Corpus:
 
     @functools.cached_property
     def recordings(self) -> tuple[str, ...]:
-        """All recordings, sorted: the order to which a recording given as a number refers."""
+        """All recordings, sorted."""
         return tuple(sorted(self.statistics))
+
+    def units(self, recordings: Sequence[str]) -> list[str]:
+        """What counts as one, of each of some recordings: who speaks in it or, where that is not known, the recording itself."""
+        return [self.speakers.get(recording, recording) for recording in recordings]
+
+    @functools.cached_property
+    def all_units(self) -> tuple[str, ...]:
+        """Those of all recordings, sorted: the order to which one that is given as a number refers."""
+        return tuple(sorted(set(self.units(self.recordings))))
 
     @functools.cached_property
     def frame_seconds(self) -> float:
@@ -173,6 +190,9 @@ def write_description(corpus: Corpus) -> None:
         "train_recordings": corpus.train_recordings,
         "summary": corpus.summary,
         "extractor": dict(corpus.extractor),
+        **({"sources": dict(corpus.sources)} if corpus.sources else {}),
+        **({"speakers": dict(corpus.speakers)} if corpus.speakers else {}),
+        **({"unit": corpus.unit} if corpus.unit != RECORDING else {}),
     }
     (corpus.path / DESCRIPTION).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
 
@@ -212,7 +232,12 @@ def describe(where: Path) -> Corpus:
             folds={},
             summary=dict(table["summary"]),
             extractor=texts(table.get("extractor", {})),
+            sources=numbers(table.get("sources", {}), len(table["features"])),
+            speakers=texts(table.get("speakers", {})),
+            unit=table.get("unit", RECORDING),
         )
+        if corpus.unit not in UNITS:
+            raise ValueError("recordings are called something else")
         names = _names(list(table["summary"]["folds"]))
         if corpus.hop is not None and not 0 < corpus.hop < np.inf:
             raise ValueError(f"a hop of {corpus.hop} s")
@@ -245,6 +270,15 @@ def texts(table: dict) -> dict[str, str]:
     """Raises ValueError on anything but texts by name."""
     if not isinstance(table, dict) or not all(isinstance(text, str) for pair in table.items() for text in pair):
         raise ValueError("texts by name are something else")
+    return table
+
+
+def numbers(table: dict, total: int) -> dict[str, int]:
+    """Raises ValueError on anything but nothing, or numbers by name that make a total."""
+    if not isinstance(table, dict) or not all(type(number) is int and number > 0 for number in table.values()):
+        raise ValueError("numbers by name are something else")
+    if table and sum(table.values()) != total:
+        raise ValueError("the numbers of features make another total")
     return table
 
 

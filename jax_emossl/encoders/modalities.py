@@ -5,7 +5,8 @@ Shapes: B rows, T model steps, D input width, G groups, W model width.
 
 import fnmatch
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,12 +30,17 @@ _KNOWN = {
 }
 
 
-def grouped(text: str, names: Sequence[str]) -> Groups:
+def grouped(text: str, names: Sequence[str], sources: Mapping[str, int]) -> Groups:
     """The groups that `text` describes, as in `pitch=F0*,VUV;rest=*`: a feature belongs to the first that has a pattern of its name.
 
-    Without a text, prosody, voice quality and spectrum, as far as their features are there. Raises UserError where a pattern or
-    a feature is left over.
+    Features of several files (`sources`, as `Frontend` has them) are also meant by the name of theirs, and without a text each file's are a
+    group; else these are prosody, voice quality and spectrum, as far as their features are there. Raises UserError where a pattern or a
+    feature is left over.
     """
+    ends = np.cumsum([0, *sources.values()]).tolist()
+    of_file = {name: range(*own) for name, own in zip(sources, itertools.pairwise(ends), strict=True)}
+    if not text and sources:
+        return tuple((name, tuple(places)) for name, places in of_file.items())
     parts = [part.partition("=") for part in text.split(";")] if text else [(name, "=", own) for name, own in _KNOWN.items()]
     groups: dict[str, list[int]] = {}
     left = dict(enumerate(names))
@@ -43,11 +49,12 @@ def grouped(text: str, names: Sequence[str]) -> Groups:
             raise UserError(f"model.groups is '{text}', where '{name}' is no group: give each once, as in pitch=F0*,VUV;rest=*.")
         groups[name] = []
         for pattern in own.split(","):
-            if text and not fnmatch.filter(names, pattern):
+            meant = of_file.get(pattern) or [place for place, feature in enumerate(names) if fnmatch.fnmatchcase(feature, pattern)]
+            if text and not meant:
                 raise UserError(
                     f"model.groups has '{pattern}' in {name}, but no feature is called that: the features are {', '.join(names)}."
                 )
-            groups[name] += [place for place, feature in left.items() if fnmatch.fnmatchcase(feature, pattern)]
+            groups[name] += [place for place in meant if place in left]
             left = {place: feature for place, feature in left.items() if place not in groups[name]}
     if left:
         raise UserError(f"The feature '{next(iter(left.values()))}' is in no group: give model.groups a pattern for it, as in ;rest=*.")
@@ -108,6 +115,6 @@ class Modalities(nn.Module):
 
 def make(model: ml_collections.ConfigDict, dropout: float, frontend: Frontend) -> Modalities:
     """The encoder of `config.model`; UserError where its groups and the features do not fit."""
-    groups = grouped(model.groups, frontend.names)
+    groups = grouped(model.groups, frontend.names, frontend.sources)
     shape = model.width, model.layers, model.heads, model.conv_layers, model.channels, model.kernel
     return Modalities(groups, *shape, in_steps(model.near, frontend), in_steps(model.far, frontend), dropout)

@@ -15,7 +15,7 @@ from jax_emossl import config as configs
 from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.indices import Selection
-from jax_emossl.data.prepared import Fold
+from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment, build, check_held_out, require
 from jax_emossl.objectives.emotion import category_names
@@ -91,7 +91,7 @@ class _Plan:
         require(experiment.corpus, config.compare.fold)
         cells = _cells(config, rotation, len(experiment.corpus.fold("train")))
         if config.compare.validation == "budget":
-            _check_budgets(cells, experiment.corpus.fold("train"))
+            _check_budgets(cells, experiment.corpus)
         first = out / "pretrain" / name / (corpora.short(data["corpus"]) if "+" in whole.data.corpus else "") / rotation
         source = config.compare.pretrain_on
         pretrainings = [configs.part(config, "pretrain", seed=config.seed + k) for k in range(config.compare.pretrainings)]
@@ -167,7 +167,7 @@ class _Plan:
         experiment, fold = study.experiment, self.config.compare.fold
         objective = experiment.objective
         labels, train_labels = study.reported.labels, study.segments["train"].labels
-        place = {"variant": self.variant, "folds": self.rotation, "budget": cell.budget}
+        place = {"variant": self.variant, "folds": self.rotation, "budget": cell.budget, "unit": experiment.corpus.unit}
         encoder = {"pretraining": (cell.seed - self.config.seed) % len(self.folders)}
         if answer.scores is None:
             made = objective.constant(labels, train_labels)
@@ -212,11 +212,13 @@ def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> 
     return [Cell("constant", 0, config.seed), *(Cell(*own) for own in itertools.product(grid.arms, budgets, seeds))]
 
 
-def _check_budgets(cells: Sequence[Cell], train: Fold) -> None:
+def _check_budgets(cells: Sequence[Cell], corpus: Corpus) -> None:
     """Refuses cells whose labels are too few to hold their own validation, as their answers would."""
+    train = corpus.fold("train")
+    units = corpus.units(train.recordings)
     for budget, seed in sorted({(cell.budget, cell.seed) for cell in cells}):
         chosen = label_budget.choose(train.labels, num_labels(budget, len(train)), seed)
-        label_budget.held_out([train.recordings[i] for i in chosen], seed)
+        label_budget.held_out([units[i] for i in chosen], seed)
 
 
 def _illustrate(study: Study, plan: _Plan) -> None:

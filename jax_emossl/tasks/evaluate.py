@@ -81,4 +81,4 @@ def _replaced(data: ml_collections.ConfigDict) -> dict[str, str]:
     given = {field: value for field, value in data.items() if value}
     if given.keys() & {"corpus", "prepared", "features"}:
         return dict.fromkeys(data, "") | given
-    return ({"prepared": ""} if given.keys() & {"labels", "folds"} else {}) | given
+    return ({"prepared": ""} if given.keys() & {"labels", "folds", "speakers"} else {}) | given

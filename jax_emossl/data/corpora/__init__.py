@@ -21,13 +21,16 @@ from typing import Any
 import ml_collections
 
 from jax_emossl.data import account, corpus, prepared, tfds
-from jax_emossl.data.folds import read_folds
+from jax_emossl.data.folds import read_folds, read_speakers
 from jax_emossl.errors import UserError, notice
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Where a corpus lies: two `.csd` files, and a JSON file of folds or 'cmu_mosei'; labels are "" where there are none."""
+    """Where a corpus lies: `.csd` files, and a JSON file of folds or 'cmu_mosei'; labels are "" where there are none.
+
+    Several files of features are joined by commas; the first has the frames.
+    """
 
     features: str
     labels: str
@@ -35,10 +38,11 @@ class Files:
     rotations: tuple[str, ...] = ()  # further files of folds, which together test every recording once
     searches: tuple[str, ...] = ()  # files of folds on whose validation folds recipes may be searched for
     create: Callable[[], None] | None = None  # makes the files, where that can be done
+    speakers: str = ""  # JSON file of each recording's speaker; "" = not known
 
 
-OWN = ("features", "labels", "folds", "words", "label_names", "prepared")  # fields of `config.data` that belong to one corpus
-FEATURES, LABELS, FOLDS = "features.csd", "labels.csd", "folds.json"  # of a folder that `encode` made
+OWN = ("features", "labels", "folds", "speakers", "words", "label_names", "prepared")  # fields of `config.data` that belong to one corpus
+FEATURES, LABELS, FOLDS, SPEAKERS = "features.csd", "labels.csd", "folds.json", "speakers.json"  # of a folder that `encode` made
 SETS = ("rotations", "searches")  # of folds, by which `data.folds` may name them
 
 
@@ -83,7 +87,12 @@ def targets(config: ml_collections.ConfigDict) -> list[dict[str, str]]:
 
 def name(config: ml_collections.ConfigDict) -> str:
     """The corpora's name in results: the one given, else the features' file's. A prepared corpus knows its own."""
-    return "+".join(short(own.corpus) or Path(own.prepared or own.features).stem for own in split(config))
+    return "+".join(short(own.corpus) or Path(own.prepared or listed(own.features)[0]).stem for own in split(config))
+
+
+def listed(features: str) -> list[str]:
+    """The files of features, which commas join."""
+    return [features] if Path(features).is_file() else features.split(",")  # one file's path may have commas
 
 
 def short(corpus: str) -> str:
@@ -107,14 +116,14 @@ def _own_files(corpus: str) -> Files:
         return module(corpus).files()
     folder = Path(corpus)
     rotations = tuple(map(str, sorted(folder.glob("folds_rotation*.json"), key=lambda path: (len(path.name), path.name))))
-    labels = folder / LABELS
-    return Files(str(folder / FEATURES), str(labels) if labels.is_file() else "", str(folder / FOLDS), rotations)
+    labels, speakers = (str(folder / name) if (folder / name).is_file() else "" for name in (LABELS, SPEAKERS))
+    return Files(str(folder / FEATURES), labels, str(folder / FOLDS), rotations, speakers=speakers)
 
 
 def files(config: ml_collections.ConfigDict) -> Files:
     """The files that `config.data` names: the corpus's (UserError if unknown), each replaced by the config's where that is given."""
-    given = {field: config[field] for field in ("features", "labels", "folds") if config[field]}
-    if not config.corpus or len(given) == 3:
+    given = {field: config[field] for field in ("features", "labels", "folds", "speakers") if config[field]}
+    if not config.corpus or {"features", "labels", "folds"} <= given.keys():
         return Files(**{"labels": "", **given})
     return dataclasses.replace(_own_files(config.corpus), **given)
 
@@ -122,16 +131,17 @@ def files(config: ml_collections.ConfigDict) -> Files:
 def missing(files: Files) -> list[str]:
     """Those of the files that are not there."""
     folds = [] if files.folds == "cmu_mosei" else [files.folds]
-    labels = [files.labels] if files.labels else []
-    return [path for path in (files.features, *labels, *folds) if not Path(path).is_file()]
+    maybe = [path for path in (files.labels, files.speakers) if path]
+    return [path for path in (*listed(files.features), *maybe, *folds) if not Path(path).is_file()]
 
 
 def folder(config: ml_collections.ConfigDict, files: Files) -> Path:
     """Where the corpus of these files is prepared: another folder for whatever changes the result."""
-    sources = [path for path in (files.features, files.labels, config.words) if path]
+    sources = [path for path in (*listed(files.features), files.labels, config.words) if path]
     stamps = [(str(Path(p).absolute()), Path(p).stat().st_size, Path(p).stat().st_mtime_ns) for p in sources if Path(p).exists()]
     folds = read_folds(files.folds)
-    key = json.dumps([prepared.FORMAT, name(config), stamps, bool(config.words), folds, _label_names(config)])
+    who = [read_speakers(files.speakers)] if files.speakers else []
+    key = json.dumps([prepared.FORMAT, name(config), stamps, bool(config.words), folds, _label_names(config), *who])
     return cache_dir() / f"{name(config)}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
@@ -143,13 +153,13 @@ def load(config: ml_collections.ConfigDict) -> prepared.Corpus:
     if missing(own) and own.create:
         own.create()
     for path in missing(own):
-        raise UserError(f"{path} does not exist or is not a file: correct data.features, data.labels or data.folds.")
+        raise UserError(f"{path} does not exist or is not a file: correct data.features, data.labels, data.folds or data.speakers.")
     out = folder(config, own)
     if not prepared.is_prepared(out):
         try:
             summary = corpus.build(
-                *(own.features, own.labels, own.folds, out),
-                words=config.words, label_names=_label_names(config), unlabelled=True, name=name(config),
+                *(listed(own.features), own.labels, own.folds, out),
+                words=config.words, label_names=_label_names(config), unlabelled=True, name=name(config), speakers=own.speakers,
             )  # fmt: skip
             notice(f"prepared {out}:\n{account.describe(summary)}")
         except UserError:
