@@ -1,13 +1,12 @@
-"""Times a pretraining step beside the same step in PyTorch, eager and compiled, beside one that encodes the unmasked steps alone, and
-beside the products of matrices it is made of.
+"""Times a pretraining step beside the same step in PyTorch, eager and compiled, and beside the products of matrices it is made of.
 
 python -m experiments.bench_step [--sizes small base large] [--dtypes float32 bfloat16] [--rounds 5]
 
-All sides but one train one model (same layers, bias, loss, dropout, clipping and AdamW) on the same random rows, in one process, on whatever device
+All sides train one model (same layers, bias, loss, dropout, clipping and AdamW) on the same random rows, in one process, on whatever device
 JAX and PyTorch find; they take turns, and medians are compared. The peak is the speed of a large product of matrices, the best that
-either reaches in the same run; the share counts the products that the model needs, three times for training.
-That one encodes a quarter of the steps and reconstructs the others by a layer of a quarter of the width. Needs no TensorFlow, and
-without PyTorch (requirements-bench.txt) times this package alone.
+either reaches in the same run; the share counts the products that the model needs, three times for training. One side more trains the
+model on unmasked steps alone (`objective.decoder_width`, a quarter of the model's): another network, of which only the speed is compared.
+Needs no TensorFlow, and without PyTorch (requirements-bench.txt) times this package alone.
 """
 
 from __future__ import annotations
