@@ -54,5 +54,8 @@ def packed(x: Float[Array, "b t d"], positions: Int[Array, "b v"]) -> Float[Arra
 
 def unpacked(x: Float[Array, "b v d"], positions: Int[Array, "b v"], length: int) -> Float[Array, "b t d"]:
     """Rows of this length with the steps at their positions and 0 elsewhere; those beyond the row are dropped."""
-    rows = jnp.arange(len(x))[:, None]  # scattering, whose gradient gathers, is faster on CPU than the other way round
-    return jnp.zeros((len(x), length, x.shape[2]), x.dtype).at[rows, positions].set(x, mode="drop", unique_indices=True)
+
+    def row(x, positions):  # by itself, so that rows which lie on several devices stay where they are
+        return jnp.zeros((length, x.shape[1]), x.dtype).at[positions].set(x, mode="drop", unique_indices=True)
+
+    return jax.vmap(row)(x, positions)

@@ -295,6 +295,11 @@ def test_spans_are_given_in_seconds(span, expected):
     assert made == MaskedTimesteps(OBJECTIVE.encoder, 6, 0.6, expected, "l2", 3.0, (2, 4, 8, 16), 2, 8)
 
 
+def test_a_pretraining_on_unmasked_steps_alone_is_one_field(tiny_config, trained):
+    _, rows = trained(tiny_config("pretrain", {"objective.decoder_width": 8}))
+    assert all(np.isfinite([row["metrics"][name] for name in ("loss", "loss_of_statistics", "total_loss")]).all() for row in rows[::2])
+
+
 @pytest.mark.parametrize("encoder", [ConvTransformer(8, 1, 2, 1, 3), TemporalConv(8, 1, 3)])
 def test_an_encoder_that_cannot_skip_steps_is_refused_a_decoder(encoder):
     frontend = Frontend(("a", "b", "c"), None, 180.0, 5.0, pool=2, stack=2, frame_seconds=0.01)

@@ -182,7 +182,10 @@ class Transformer(nn.Module):
         deterministic: bool = True,
         positions: Int[Array, "b t"] | None = None,
     ) -> Encoded:
-        """Encodes; steps that are `masked` are replaced by the mask embedding before anything sees them."""
+        """Encodes; steps that are `masked` are replaced by the mask embedding before anything sees them.
+
+        Where some steps of a row are left out, `positions` say at which step of it each valid one lies, ascending.
+        """
         mask_embedding = self.param("mask_embedding", nn.initializers.normal(0.02), (self.width,))
         x = Dense(self.width, dtype=self.dtype, name="projection")(features).astype(jnp.float32)
         if masked is not None:
