@@ -52,6 +52,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     own.span = 0.8  # s masked in one piece; 0 = single model steps
     own.loss = "l1"  # l1 | l2 | huber
     own.statistics_weight = 1.0  # weight, in the end, of telling level and movement of the crop; 0 = reconstruct only
+    own.decoder_width = 0  # 0 = all steps are encoded; else the unmasked alone, and a layer of so many channels reconstructs the rest
 
     objective.future_prediction = own = ml_collections.ConfigDict()
     own.weight = 1.0  # of its mean loss, where several are learned together

@@ -54,6 +54,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.span = 0.0  # s masked in one piece; 0 = single model steps, as in the paper
     objective.loss = "l1"  # l1 | l2 | huber
     objective.statistics_weight = 0.0  # weight of telling the crop's statistics; 0 = reconstruct only, as in the paper
+    objective.decoder_width = 0  # 0 = all steps are encoded, as in the paper; else the unmasked alone, see pretrain.py
 
     pretrain.train = train = ml_collections.ConfigDict()
     train.unlabelled = True  # also the training recordings' stretches without labels

@@ -53,6 +53,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.span = 0.2  # s masked in one piece; 0 = single model steps; own choice
     objective.loss = "l2"  # l1 | l2 | huber; own choice
     objective.statistics_weight = 0.0  # weight of telling level and movement of the crop; 0 = reconstruct only, as in the paper
+    objective.decoder_width = 0  # 0 = all steps are encoded, as in the paper, and as this encoder must
 
     config.train = train = ml_collections.ConfigDict()
     train.unlabelled = True  # also the training recordings' stretches without labels

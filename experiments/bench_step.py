@@ -4,8 +4,9 @@ python -m experiments.bench_step [--sizes small base large] [--dtypes float32 bf
 
 All sides train one model (same layers, bias, loss, dropout, clipping and AdamW) on the same random rows, in one process, on whatever device
 JAX and PyTorch find; they take turns, and medians are compared. The peak is the speed of a large product of matrices, the best that
-either reaches in the same run; the share counts the products that the model needs, three times for training. Needs no TensorFlow, and
-without PyTorch (requirements-bench.txt) times this package alone.
+either reaches in the same run; the share counts the products that the model needs, three times for training. One side more trains the
+model on unmasked steps alone (`objective.decoder_width`, a quarter of the model's): another network, of which only the speed is compared.
+Needs no TensorFlow, and without PyTorch (requirements-bench.txt) times this package alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from jax_emossl.loop import train_step
 from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
 from jax_emossl.optimizer import Optimizer, Rates
 
-_FEATURES, _DROPOUT, _RATIO, _SPAN = 100, 0.1, 0.75, 10
+_FEATURES, _DROPOUT, _RATIO, _SPAN, _NARROWER = 100, 0.1, 0.75, 10, 4
 _OPTIMIZER = Optimizer(b2=0.98, weight_decay=0.01, clip_norm=1.0, warmup_steps=100, steps=10_000)
 _RATE, _AT_ONCE = 1e-3, 3  # steps of a turn
 
@@ -52,13 +53,14 @@ class Size(NamedTuple):
         return 3.0 * self.rows * self.steps * per_step
 
 
+PLAIN, VISIBLE = "jax_emossl", "jax_emossl, unmasked steps alone"
 SIZES = {"small": Size(64, 3, 4, 64, 64), "base": Size(256, 4, 4, 64, 128), "large": Size(768, 12, 12, 16, 512)}
 
 
-def ours(size: Size, dtype: str, features: np.ndarray) -> tuple[Callable[[], None], int]:
-    """A turn of training steps of this package, and the number of parameters."""
+def ours(size: Size, dtype: str, features: np.ndarray, decoder_width: int = 0) -> tuple[Callable[[], None], int]:
+    """A turn of training steps of this package, and the number of parameters; with a decoder only unmasked steps are encoded."""
     encoder = transformer.Transformer(size.width, size.layers, size.heads, dropout=_DROPOUT, dtype=dtype)
-    objective = MaskedTimesteps(encoder, _FEATURES, _RATIO, _SPAN, "l1", 0.0)
+    objective = MaskedTimesteps(encoder, _FEATURES, _RATIO, _SPAN, "l1", decoder_width=decoder_width)
     rows = np.arange(size.rows, dtype=np.int32)
     batch = {"features": features, "num_steps": np.full_like(rows, size.steps), "weight": np.ones(size.rows, np.float32)}
     batch = jax.device_put(batch | {"segment": rows, "num_frames": np.full_like(rows, size.steps)})
@@ -174,7 +176,7 @@ def medians(turns: dict[str, Callable[[], None]], rounds: int) -> dict[str, floa
 def measure(name: str, size: Size, dtype: str, rounds: int) -> list[str]:
     """What is said of one size and dtype, in lines."""
     features = np.random.default_rng(0).normal(size=(size.rows, size.steps, _FEATURES)).astype(np.float32)
-    sides = {"jax_emossl": ours(size, dtype, features)}
+    sides = {PLAIN: ours(size, dtype, features), VISIBLE: ours(size, dtype, features, size.width // _NARROWER)}
     if importlib.util.find_spec("torch"):
         sides |= peers(size, dtype, features)
     side = 1024 if jax.devices()[0].platform == "cpu" else 8192
@@ -182,9 +184,13 @@ def measure(name: str, size: Size, dtype: str, rounds: int) -> list[str]:
     took = medians({own: turn for own, (turn, _) in sides.items()}, rounds)
     lines = [f"{name}, {dtype}: {size.rows} x {size.steps} steps; peak {peak / 1e12:.2f} TFLOP/s in products of {side} x {side}"]
     for own, seconds in took.items():
-        beside = f", {seconds / took['jax_emossl']:.2f} times ours" if own != "jax_emossl" else ""
-        share = size.products / seconds / peak
-        lines.append(f"  {own} ({sides[own][1] / 1e6:.2f} M parameters): {1e3 * seconds:.1f} ms a step, {share:.0%} of the peak{beside}")
+        said = [f"{1e3 * seconds:.1f} ms a step", f"{size.rows / seconds:,.0f} utterances a second"]
+        if own == VISIBLE:
+            said.append(f"{took[PLAIN] / seconds:.2f} times as many")
+        else:
+            said.append(f"{size.products / seconds / peak:.0%} of the peak")
+            said += [f"{seconds / took[PLAIN]:.2f} times ours"] if own != PLAIN else []
+        lines.append(f"  {own} ({sides[own][1] / 1e6:.2f} M parameters): {', '.join(said)}")
     return lines
 
 

@@ -70,6 +70,7 @@ def get_config(corpus: str = "", variants: Sequence[tuple[str, dict]] = RECIPES)
     objective.span = 0.8  # s masked in one piece; 0 = single model steps
     objective.loss = "l1"  # l1 | l2 | huber
     objective.statistics_weight = 1.0  # weight, in the end, of telling level and movement of the crop; 0 = reconstruct only
+    objective.decoder_width = 0  # 0 = all steps are encoded; else the unmasked alone, and a layer of so many channels reconstructs the rest
 
     pretrain.train = train = ml_collections.ConfigDict()
     train.unlabelled = True  # also the training recordings' stretches without labels

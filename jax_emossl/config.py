@@ -54,6 +54,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     **dict.fromkeys((f"{name}.ratio" for name in ("masked_timesteps", "agreement", "cluster_identities", "teacher")), (0.001, 0.999)),
     **dict.fromkeys((f"{name}.loss" for name in ("masked_timesteps", "future_prediction", "alteration", "teacher")), ("l1", "l2", "huber")),
     "masked_timesteps.statistics_weight": (0, 1e6),
+    "masked_timesteps.decoder_width": (0, 100_000),
     "emotion.reads": ("encoder", "encoder+functionals", "summary", "summary+functionals"),
     "transformation_recognition.reads": ("encoder", "summary"),
     "future_prediction.ahead": (1e-3, 3600),
@@ -245,7 +246,7 @@ def check(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> Non
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
-    """Every field by itself, that objectives and encoder have their own, and the two that make the model."""
+    """Every field by itself, that objectives and encoder have their own, and those that make attention's heads."""
     fields = flat(config)
     for name in (name for name in fields if name.endswith(("objective.name", "model.name"))):
         parts, keys = fields[name].split("+") if "objective" in name else [fields[name]], {_key(fields, n) for n in fields}
@@ -261,8 +262,9 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
     if {"train": "train", "compare": "compare", "evaluate": "fold"}.get(config.task, "task") not in config:
         raise UserError(f"task is '{config.task}', but this config lacks its fields: take one that is made for it.")
-    if "heads" in config.get("model", ()) and config.model.width % (2 * config.model.heads):
-        raise UserError(f"model.width is {config.model.width}, but must be a positive multiple of twice the {config.model.heads} heads.")
+    for name in (name for name in fields if name == "model.width" or name.endswith(".decoder_width")):
+        if "heads" in config.model and fields[name] % (2 * config.model.heads):
+            raise UserError(f"{name} is {fields[name]}, but must be a multiple of twice the {config.model.heads} heads.")
 
 
 def _key(fields: Mapping[str, Any], name: str) -> str:

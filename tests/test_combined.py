@@ -16,7 +16,7 @@ FRONTEND = Frontend(("a", "b", "c"), None, 180.0, 5.0, pool=2, stack=2, frame_se
 CONFIG = ml_collections.ConfigDict(
     {
         "name": "masked_timesteps+agreement+teacher",
-        "masked_timesteps": {"weight": 1.0, "ratio": 0.5, "span": 0.08, "loss": "l1", "statistics_weight": 0.0},
+        "masked_timesteps": {"weight": 1.0, "ratio": 0.5, "span": 0.08, "loss": "l1", "statistics_weight": 0.0, "decoder_width": 0},
         "agreement": {"weight": 0.3, "ratio": 0.5, "span": 0.08, "temperature": 0.1, "together": 4},
         "teacher": {"weight": 2.0, "ratio": 0.5, "span": 0.08, "layers": 1, "decay": 0.9, "final_decay": 0.9, "loss": "l2"},
     }

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_emossl.masking import span_mask, span_masks
+from jax_emossl.masking import most_visible, pack, packed, span_mask, span_masks, unpacked
 
 LENGTH = 64
 
@@ -54,3 +54,24 @@ def test_steps_are_masked_in_whole_spans(span):
     lengths = np.concatenate([runs(mask) for mask in np.asarray(masks(LENGTH, 0.3, span, rows=200))]).astype(int)
     assert len(lengths) > 100 and not (lengths % span).any()
     assert np.mean(lengths == span) > 0.5
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.75, 0.85])
+@pytest.mark.parametrize("span", [1, 5, 20])
+def test_the_most_steps_that_stay_visible_are_known_beforehand(ratio, span):
+    num_steps = np.tile(np.arange(1, LENGTH + 1), 200)
+    keys = jax.random.split(jax.random.key(0), len(num_steps))
+    left = num_steps - np.asarray(jax.jit(span_masks, static_argnums=2)(keys, num_steps, LENGTH, ratio, span)).sum(1)
+    for length in (1, 2, 3, 7, 30, LENGTH):
+        assert most_visible(length, ratio, span) == max(1, left[num_steps <= length].max())
+
+
+def test_visible_steps_are_packed_in_order_and_return_to_their_places():
+    visible = np.array([[0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]], bool)
+    x = np.random.default_rng(0).normal(size=(3, 6, 2)).astype(np.float32)
+    positions, number = pack(visible, 4)
+    assert number.tolist() == [3, 0, 1] and positions[0, :3].tolist() == [1, 4, 5] and positions[2, 0] == 0
+    assert (np.asarray(positions)[np.arange(4) >= np.asarray(number)[:, None]] >= 6).all()
+    together = np.asarray(packed(np.where(visible[..., None], x, np.nan), positions))
+    np.testing.assert_array_equal(together[0], [*x[0, [1, 4, 5]], [0, 0]])
+    np.testing.assert_array_equal(unpacked(together + 1, positions, 6), np.where(visible[..., None], x + 1, 0))

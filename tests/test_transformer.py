@@ -1,10 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_emossl.encoders import Encoded, transformer
-from jax_emossl.encoders.transformer import Transformer, attend, locality, rotate, slopes
+from jax_emossl.encoders.transformer import Attention, Layer, Transformer, attend, locality, rotate, slopes
+from jax_emossl.masking import pack, packed, unpacked
 
 ENCODER = Transformer(width=16, layers=2, heads=2)
 NUM_STEPS = np.array([12, 5, 1, 8])
@@ -74,7 +77,7 @@ def test_encoder_hears_the_order_of_steps(features, params):
 
 def test_rotary_positions_are_relative():
     query, key = (jax.random.normal(jax.random.key(i), (8,)) for i in (0, 1))
-    score = jnp.einsum("qk,sk->qs", *(rotate(jnp.tile(x, (1, 10, 1, 1)))[0, :, 0] for x in (query, key)))
+    score = jnp.einsum("qk,sk->qs", *(rotate(jnp.tile(x, (1, 10, 1, 1)), jnp.arange(10)[None])[0, :, 0] for x in (query, key)))
     for distance in (-3, 0, 4):
         np.testing.assert_allclose(np.diagonal(score, distance), score[5, 5 + distance], atol=1e-5)
     assert abs(score[5, 8] - score[5, 2]) > 1e-3
@@ -110,7 +113,7 @@ def test_the_band_says_what_the_full_product_says(length, monkeypatch):
 
     def outputs_and_gradients():
         def attended(*inputs):
-            return jnp.where(valid[..., None, None], attend(*inputs, valid, slopes(4, 1 / 3, 4 / 3)), 0)
+            return jnp.where(valid[..., None, None], attend(*inputs, valid, np.arange(length)[None], slopes(4, 1 / 3, 4 / 3)), 0)
 
         return jax.jit(attended)(*arrays), jax.jit(jax.grad(lambda *inputs: jnp.sum(attended(*inputs) ** 2), (0, 1, 2)))(*arrays)
 
@@ -124,8 +127,46 @@ def test_padding_never_changes_what_the_band_says():
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(1, 96, 2, 8)).astype(np.float32) for _ in range(3)]
     longer = [np.pad(x, ((0, 0), (0, 20), (0, 0), (0, 0)), constant_values=50.0) for x in arrays]
-    whole = attend(*arrays, np.ones((1, 96), bool), slopes(2, 1 / 3, 1))
-    np.testing.assert_allclose(attend(*longer, np.arange(116)[None] < 96, slopes(2, 1 / 3, 1))[:, :96], whole, atol=1e-5)
+    steps = np.arange(116)[None]
+    whole = attend(*arrays, np.ones((1, 96), bool), steps[:, :96], slopes(2, 1 / 3, 1))
+    np.testing.assert_allclose(attend(*longer, steps < 96, steps, slopes(2, 1 / 3, 1))[:, :96], whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("near", [2.0, 1 / 3])  # steps: rows are read whole, and in bands
+@pytest.mark.parametrize("causal", [False, True])
+def test_steps_encoded_alone_are_as_where_the_others_stand_but_are_not_attended_to(near, causal):
+    rng = np.random.default_rng(0)
+    x, num_steps = rng.normal(size=(3, 240, 6)).astype(np.float32), np.array([240, 130, 9])
+    visible = (rng.random((3, 240)) < 0.5) & (np.arange(240) < num_steps[:, None])
+    encoder = Transformer(16, 2, 2, near, near, causal=causal)
+    params = jax.jit(encoder.init)(jax.random.key(0), x, num_steps)
+    positions, number = pack(visible, 150)
+
+    @jax.jit
+    def alone(x):
+        return [unpacked(y, positions, 240) for y in encoder.apply(params, packed(x, positions), number, None, True, positions).layers]
+
+    attention = functools.partial(Attention, slopes(2, near, near, causal), causal=causal)
+    own = params["params"]
+    expected = [x @ own["projection"]["kernel"] + own["projection"]["bias"]]
+    for i in range(2):
+        expected.append(Layer(attention, 0.0).apply({"params": own[f"layer_{i}"]}, expected[-1], visible, True))
+    for said, there in zip(alone(x), expected, strict=True):
+        np.testing.assert_allclose(np.asarray(said)[visible], np.asarray(there)[visible], rtol=1e-4, atol=1e-4)
+    hidden = np.where(visible[..., None], x, np.nan)
+    jax.tree.map(np.testing.assert_array_equal, alone(hidden), alone(x))
+
+
+def test_positions_say_where_steps_lie_and_nothing_else(features, params):
+    def at(positions):
+        return jnp.stack(ENCODER.apply(params, features, NUM_STEPS, None, True, jnp.asarray(positions)).layers)
+
+    steps = np.tile(np.arange(12), (4, 1))
+    expected = np.asarray(encode(params, features, NUM_STEPS))
+    np.testing.assert_allclose(at(steps), expected, atol=1e-6)  # as if none were given
+    np.testing.assert_allclose(np.asarray(at(steps + 30))[:, VALID], expected[:, VALID], atol=1e-4)  # what counts is how far apart
+    np.testing.assert_allclose(np.asarray(at(np.where(VALID, steps, 99)))[:, VALID], expected[:, VALID], atol=1e-5)  # not those of padding
+    assert np.abs(np.asarray(at(3 * steps))[-1, 0] - expected[-1, 0]).max() > 1e-2
 
 
 def test_a_causal_encoder_never_sees_ahead(features, params):

@@ -57,9 +57,12 @@ class Encoder(Protocol):
 
     Attributes:
       causal: whether what it says of a step depends on that step and those before it only; an encoder without that attribute sees ahead.
+      takes_positions: whether it can encode some steps of a row alone: its call then has the further argument `positions` (B, T), at which
+        step of its row each valid one lies, ascending; None = one after another. Other fields `width` and `layers` make a smaller one.
     """
 
     causal: bool = False
+    takes_positions: bool = False
 
     def __call__(
         self,

@@ -25,12 +25,12 @@ def positions(length: int, width: int) -> Float[Array, "t w"]:
 
 
 class GlobalAttention(nn.Module):
-    """Multi-head self-attention over valid steps, however far: [CLS] is near to none."""
+    """Multi-head self-attention over valid steps, wherever they lie: [CLS] is near to none."""
 
     heads: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
+    def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], positions: None = None) -> Float[Array, "b t w"]:
         return nn.MultiHeadDotProductAttention(self.heads)(x, mask=valid[:, None, None, :])
 
 

@@ -26,11 +26,11 @@ _NEGLIGIBLE = 24.0  # nats of bias beyond which a key is not read
 _FEWEST_CHUNKS = 4  # of a row, for a band of three to be worth it
 
 
-def rotate(x: Float[Array, "b t *n k"]) -> Float[Array, "b t *n k"]:
+def rotate(x: Float[Array, "b t *n k"], positions: Int[Array, "#b t"]) -> Float[Array, "b t *n k"]:
     """Rotary position embedding: attention then sees relative positions (Su et al. 2021, arXiv 2104.09864)."""
-    length, half = x.shape[1], x.shape[-1] // 2
+    half = x.shape[-1] // 2
     frequency = _ROTARY_BASE ** (-jnp.arange(half) / half)
-    angle = (jnp.arange(length)[:, None] * frequency).reshape(length, *[1] * (x.ndim - 3), half)
+    angle = (positions[..., None] * frequency).reshape(*positions.shape, *[1] * (x.ndim - 3), half)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     halves_swapped = jnp.roll(x, half, -1)
     return (x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)).astype(x.dtype)
@@ -47,13 +47,14 @@ def slopes(heads: int, near: float, far: float, causal: bool = False) -> tuple[f
     return tuple((1 / np.geomspace(near, far, -(-heads // alike))).repeat(alike)[:heads].tolist())
 
 
-def locality(distance: Int[Array, "s q"], slopes: Sequence[float], causal: bool = False) -> Float[Array, "h s q"]:
+def locality(distance: Int[Array, "*b s q"], slopes: Sequence[float], causal: bool = False) -> Float[Array, "*b h s q"]:
     """Bias of every head toward near steps, from the steps by which a key is ahead of a query: even heads look back, odd heads ahead.
 
     Linear in the distance as in ALiBi (Press et al. 2022, arXiv 2108.12409), here with a direction. Without
     it, learning to interpolate across a mask starts with a long plateau. Where it is causal, all heads look
     back, and no step sees one after it.
     """
+    distance = distance[..., None, :, :]
     fall = -np.array(slopes, np.float32)[:, None, None] * jnp.abs(distance)
     if causal:
         return fall + _MASKED_SCORE * (distance > 0)
@@ -63,13 +64,14 @@ def locality(distance: Int[Array, "s q"], slopes: Sequence[float], causal: bool 
 
 def attend(
     query: Float[Array, "b t h k"], key: Float[Array, "b t h k"], value: Float[Array, "b t h k"],
-    valid: Bool[Array, "b t"], slopes: Sequence[float], causal: bool = False,
+    valid: Bool[Array, "b t"], positions: Int[Array, "#b t"], slopes: Sequence[float], causal: bool = False,
 ) -> Float[Array, "b t h k"]:  # fmt: skip
     """Softmax attention over valid steps with the bias toward near ones, at a cost that grows with the length, not with its square.
 
     A head reads the chunk of steps that a query lies in and the two beside it, a chunk being so long that the bias falls by
     `_NEGLIGIBLE` within it. What is left out weighs less than exp(d - 24) / slope of what is read, where d is by how much a score out
     there exceeds that of the query's own step. Rows of few such chunks are read whole, so all of them by heads that look far.
+    The bias goes by `positions`, which ascend; where they skip steps, what is left out of the band lies only farther away.
     """
     length = query.shape[1]
     chunks = [math.ceil(_NEGLIGIBLE / slope) for slope in slopes]
@@ -79,17 +81,16 @@ def attend(
     for chunk, heads in itertools.groupby(range(len(chunks)), chunks.__getitem__):
         first, *_, last = [*heads] * 2
         own, mixed = slice(first, last + 1), _in_band if chunk else _in_full
-        parts.append(mixed(*(x[:, :, own] for x in (query, key, value)), valid, slopes[own], chunk, causal))
+        parts.append(mixed(*(x[:, :, own] for x in (query, key, value)), valid, positions, slopes[own], chunk, causal))
     return jnp.concatenate(parts, 2)
 
 
-def _in_full(query, key, value, valid, slopes, _, causal):
-    steps = jnp.arange(query.shape[1])
-    bias = locality(steps[:, None] - steps[None, :], slopes, causal) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, :, None]
+def _in_full(query, key, value, valid, positions, slopes, _, causal):
+    bias = locality(positions[:, :, None] - positions[:, None, :], slopes, causal) + jnp.where(valid, 0, _MASKED_SCORE)[:, None, :, None]
     return _mix(query, key, value, bias)
 
 
-def _in_band(query, key, value, valid, slopes, chunk, causal):
+def _in_band(query, key, value, valid, positions, slopes, chunk, causal):
     length, missing = query.shape[1], -query.shape[1] % chunk
 
     def chunks(x):
@@ -100,7 +101,7 @@ def _in_band(query, key, value, valid, slopes, chunk, causal):
         x = jnp.pad(chunks(x), ((0, 0), (1, 1), *[(0, 0)] * (x.ndim - 1)))
         return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], 2)
 
-    distance = jnp.arange(-chunk, 2 * chunk)[:, None] - jnp.arange(chunk)[None, :]
+    distance = with_neighbours(positions)[..., :, None] - chunks(positions)[..., None, :]
     bias = locality(distance, slopes, causal) + jnp.where(with_neighbours(valid), 0, _MASKED_SCORE)[:, :, None, :, None]
     mixed = _mix(chunks(query), with_neighbours(key), with_neighbours(value), bias)
     return mixed.reshape(mixed.shape[0], -1, *mixed.shape[3:])[:, :length]
@@ -122,26 +123,31 @@ class Attention(nn.Module):
     causal: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"]) -> Float[Array, "b t w"]:
+    def __call__(
+        self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], positions: Int[Array, "b t"] | None = None
+    ) -> Float[Array, "b t w"]:
         batch, length, width = x.shape
         heads = len(self.slopes)
+        positions = jnp.arange(length)[None] if positions is None else positions
         qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x).reshape(batch, length, 3, heads, width // heads)
-        (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2]), 2, 0), qkv[:, :, 2]
-        mixed = attend(query / jnp.sqrt(query.shape[-1]), key, value, valid, self.slopes, self.causal).reshape(batch, length, width)
-        return Dense(width, dtype=self.dtype, name="out")(mixed)
+        (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2], positions), 2, 0), qkv[:, :, 2]
+        mixed = attend(query / jnp.sqrt(query.shape[-1]), key, value, valid, positions, self.slopes, self.causal)
+        return Dense(width, dtype=self.dtype, name="out")(mixed.reshape(batch, length, width))
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer; the module that `attention` makes mixes the valid steps."""
+    """Pre-norm transformer layer; the module that `attention` makes mixes the valid steps, told their positions where they skip some."""
 
     attention: Callable[[], nn.Module]
     dropout: float
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool) -> Float[Array, "b t w"]:
+    def __call__(
+        self, x: Float[Array, "b t w"], valid: Bool[Array, "b t"], deterministic: bool, positions: Int[Array, "b t"] | None = None
+    ) -> Float[Array, "b t w"]:
         drop = Dropout(self.dropout)
-        x = x + drop(self.attention()(nn.LayerNorm()(x), valid), deterministic)
+        x = x + drop(self.attention()(nn.LayerNorm()(x), valid, positions), deterministic)
         hidden = nn.gelu(Dense(4 * x.shape[-1], dtype=self.dtype)(nn.LayerNorm()(x)))
         return x + drop(Dense(x.shape[-1], dtype=self.dtype)(hidden), deterministic)
 
@@ -165,6 +171,7 @@ class Transformer(nn.Module):
     dtype: str = "float32"
     remat: bool = False
     causal: bool = False
+    takes_positions = True
 
     @nn.compact
     def __call__(
@@ -173,8 +180,12 @@ class Transformer(nn.Module):
         num_steps: Int[Array, "b"],
         masked: Bool[Array, "b t"] | None = None,
         deterministic: bool = True,
+        positions: Int[Array, "b t"] | None = None,
     ) -> Encoded:
-        """Encodes; steps that are `masked` are replaced by the mask embedding before anything sees them."""
+        """Encodes; steps that are `masked` are replaced by the mask embedding before anything sees them.
+
+        Where some steps of a row are left out, `positions` say at which step of it each valid one lies, ascending.
+        """
         mask_embedding = self.param("mask_embedding", nn.initializers.normal(0.02), (self.width,))
         x = Dense(self.width, dtype=self.dtype, name="projection")(features).astype(jnp.float32)
         if masked is not None:
@@ -184,7 +195,7 @@ class Transformer(nn.Module):
         attention = functools.partial(Attention, slopes(self.heads, self.near, self.far, self.causal), self.dtype, self.causal)
         outputs = [x]
         for i in range(self.layers):
-            x = layer(attention, self.dropout, self.dtype, name=f"layer_{i}")(x, valid, deterministic)
+            x = layer(attention, self.dropout, self.dtype, name=f"layer_{i}")(x, valid, deterministic, positions)
             outputs.append(x)
         return Encoded(tuple(outputs), num_steps)
 

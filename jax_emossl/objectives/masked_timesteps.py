@@ -3,6 +3,9 @@
 After Nimitsurachat & Washington 2023 (arXiv 2307.12343); spans as in Mockingjay (Liu et al. 2020). Where asked for, the
 pooled encoder must also tell statistics of the whole crop from what is left of it, so that it keeps what functionals know. They
 begin to count when the encoder has learned to interpolate: where they do from the start, it may never learn that.
+
+Where a decoder is asked for, the encoder reads the unmasked steps alone, which costs less the more are masked, and a light network of
+its own kind reconstructs the others (masked autoencoders, He et al. 2022, arXiv 2111.06377).
 """
 
 import dataclasses
@@ -15,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
-from jax_emossl.layers import Dense
-from jax_emossl.masking import span_masks
+from jax_emossl.errors import UserError
+from jax_emossl.layers import Dense, valid_steps
+from jax_emossl.masking import most_visible, pack, packed, span_masks, unpacked
 from jax_emossl.metrics import Report
 from jax_emossl.objectives import Batch, Outputs, Params, Stepwise, Variables, fixed_keys, regression_loss, summed
 
@@ -70,11 +74,20 @@ class _Model(nn.Module):
     encoder: nn.Module
     dimension: int
     statistics: int  # how many of each dimension are told
+    decoder: nn.Module | None
 
     @nn.compact
-    def __call__(self, features, num_steps, masked, deterministic):
-        encoded = self.encoder(features, num_steps, masked, deterministic)
-        reconstructed = Reconstruction(self.dimension, name="head")(encoded.layers[-1])
+    def __call__(self, features, num_steps, masked, deterministic, most):  # `most` steps of a row are visible, or fewer
+        if self.decoder is None:
+            encoded = self.encoder(features, num_steps, masked, deterministic)
+            output = encoded.layers[-1]
+        else:
+            length = features.shape[1]
+            positions, number = pack(valid_steps(num_steps, length) & ~masked, most)
+            encoded = self.encoder(packed(features, positions), number, None, deterministic, positions)
+            spread = unpacked(nn.LayerNorm()(encoded.layers[-1]), positions, length)
+            output = self.decoder(spread, num_steps, masked, deterministic).layers[-1]
+        reconstructed = Reconstruction(self.dimension, name="head")(output)
         if not self.statistics:
             return reconstructed, None
         pooled = nn.LayerNorm()(encoded.pooled())
@@ -93,6 +106,7 @@ class MaskedTimesteps(Stepwise):
       statistics_weight: of the loss of the crop's statistics, in the end; 0 leaves reconstruction alone.
       lags: model steps of the autocorrelations among these.
       stack: pooled frames of a model step. What fills up the last one is neither reconstructed nor counted in statistics.
+      decoder_width: of the one layer that reconstructs from the unmasked steps, which alone are then encoded; 0 = all are, and no decoder.
     """
 
     dimension: int
@@ -102,14 +116,18 @@ class MaskedTimesteps(Stepwise):
     statistics_weight: float = 0.0
     lags: tuple[int, ...] = ()
     stack: int = 1
+    decoder_width: int = 0
     selection: str = "total_loss"
 
     @property
     def _model(self) -> _Model:
-        return _Model(self.encoder, self.dimension, (3 + len(_QUANTILES) + len(self.lags)) * (self.statistics_weight > 0))
+        decoder = self.encoder.clone(width=self.decoder_width, layers=1) if self.decoder_width else None
+        statistics = (3 + len(_QUANTILES) + len(self.lags)) * (self.statistics_weight > 0)
+        return _Model(self.encoder, self.dimension, statistics, decoder)
 
     def init(self, key: jax.Array, example: Batch) -> Params:
-        return self._model.init(key, example["features"], example["num_steps"], None, True)["params"]
+        features, num_steps = example["features"], example["num_steps"]
+        return self._model.init(key, features, num_steps, jnp.zeros(features.shape[:2], bool), True, features.shape[1])["params"]
 
     def reconstruct(
         self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None = None
@@ -117,9 +135,10 @@ class MaskedTimesteps(Stepwise):
         """A mask of every row, drawn from its key, and the features and statistics predicted under it."""
         features, num_steps = batch["features"], batch["num_steps"]
         masked = span_masks(keys, num_steps, features.shape[1], self.ratio, self.span)
+        most = most_visible(features.shape[1], self.ratio, self.span)
         rngs = None if dropout is None else {"dropout": dropout}
         params = {"params": variables["params"]}
-        return masked, *self._model.apply(params, features, num_steps, masked, dropout is None, rngs=rngs)
+        return masked, *self._model.apply(params, features, num_steps, masked, dropout is None, most, rngs=rngs)
 
     def sums(self, variables: Variables, batch: Batch, keys: jax.Array, dropout: jax.Array | None) -> dict[str, Float[Array, "b"]]:
         """Loss of the masked steps, of 0 (the mean) in their place, and of the statistics; a step counts as far as it has frames."""
@@ -154,7 +173,12 @@ class MaskedTimesteps(Stepwise):
 
 
 def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> MaskedTimesteps:
-    """The objective of `config.objective`."""
+    """The objective with the fields `config`; UserError where only unmasked steps are to be encoded and the encoder needs all."""
+    if config.decoder_width and not getattr(encoder, "takes_positions", False):
+        raise UserError(
+            f"objective.decoder_width is {config.decoder_width}, but the encoder of model.name cannot skip steps: choose transformer, or 0."
+        )
     span, lags = max(1, frontend.steps(config.span)), dict.fromkeys(map(frontend.steps, _LAGS))
     weight = config.statistics_weight
-    return MaskedTimesteps(encoder, frontend.dimension, config.ratio, span, config.loss, weight, tuple(lags), frontend.stack)
+    own = config.ratio, span, config.loss, weight, tuple(lags), frontend.stack, config.decoder_width
+    return MaskedTimesteps(encoder, frontend.dimension, *own)
