@@ -190,8 +190,8 @@ def test_names_that_clash_are_told_apart_by_their_file(files, beside):
     more = faces.rename(files.features.parent / "again" / "faces.csd")
     faces, _ = beside("faces", 0.04, 150, 2, ["energy", "smile"])
     loaded = several(files, faces, more)
-    assert loaded.features == (*FEATURES, "faces.energy", "smile", "faces_3.energy", "faces_3.smile")
-    assert loaded.sources == {"acoustic": 3, "faces": 2, "faces_3": 2}
+    assert loaded.features == (*FEATURES, "faces.energy", "smile", "faces_2.energy", "faces_2.smile")
+    assert loaded.sources == {"acoustic": 3, "faces": 2, "faces_2": 2}
 
 
 def test_words_average_the_frames_of_all_files(files, beside):

@@ -52,7 +52,8 @@ def build(
 
     The arguments are those of the command `prepare`, whose help says what each does; `folds` may also be 'cmu_mosei'. Of several files
     of `features` the first gives the frames, onto which the values of the others are taken (`align.onto`). Where `speakers` are known,
-    statistics are theirs, of all their recordings in a fold. A corpus whose features carry the metadata "synthetic": true is marked so in everything made on it. Without `labels` its recordings are cut into
+    statistics are theirs, of all their recordings in a fold. A corpus whose features carry the metadata "synthetic": true is marked so in
+    everything made on it. Without `labels` its recordings are cut into
     pieces, to be pretrained on. Raises UserError where an input is damaged or contradictory, or the disk is full; `out` is then as it was
     before.
     """
@@ -106,8 +107,11 @@ class _Builder:
             raise UserError(f"{labels.path} holds no emotion column: give labels with at least one.")
         self.usable, dimension = self._usable_recordings()
         dimensions = [dimension, *(_majority(_shapes(file), file) for file in features[1:])]
-        roots = [file.root for file in features]
-        names = [root if root not in roots[:i] else f"{root}_{i + 1}" for i, root in enumerate(roots)]
+        names: list[str] = []
+        for root in (file.root for file in features):
+            names.append(
+                next(name for name in itertools.chain([root], (f"{root}_{i}" for i in range(2, len(features) + 2))) if name not in names)
+            )
         self.sources = [_Source(*own) for own in zip(names, features, dimensions, strict=True)]
         self.feature_names: list[str] = []
         for source in self.sources:
@@ -243,7 +247,7 @@ class _Builder:
         return clipped, spans
 
     def _read_frames(self, recording: str) -> tuple[Float[np.ndarray, "n f"], Float[np.ndarray, "n 2"]]:
-        """Frames (or word averages) in time order, NaN where a value is not finite or lacks, and their intervals; notes their statistics."""
+        """Frames (or word averages) in time order, NaN where a value is not finite or lacking, and their intervals; notes their statistics."""
         frames, intervals = self.features.read(recording)
         frames, intervals, moved = align.sort_by_start(frames, intervals)
         self.account.add("recordings whose frames were sorted by start", recording, moved)
