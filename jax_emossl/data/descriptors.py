@@ -9,6 +9,7 @@ import ctypes
 import functools
 import re
 import tempfile
+import threading
 import weakref
 from pathlib import Path
 
@@ -20,6 +21,8 @@ _COMMENT = re.compile(r"/\*.*?\*/|^\s*(?://|[;#%])[^\n]*", re.MULTILINE | re.DOT
 _INCLUDED = re.compile(r"\\\{([^\\{}]+)\}")
 _FILE_OPTION = re.compile(r"\\\{\\cm\[(\w+)\{([^{}?]+)\}")  # a file to include unless an option names another
 _LEVELS = re.compile(r"^\s*\w*(reader|writer)\d?\.dmLevel\s*=(.*)$", re.MULTILINE)
+
+_ALONE = threading.RLock()  # nothing says that openSMILE starts and frees engines safely side by side
 
 
 class Engine:
@@ -35,8 +38,8 @@ class Engine:
 
         text, options = _configuration(feature_set)
         self._errors, self._engine, self._frames = lib.OpenSmileException, lib.OpenSMILE(), []
-        weakref.finalize(self, self._engine.free)
-        with tempfile.TemporaryDirectory() as folder:
+        weakref.finalize(self, _free, self._engine)
+        with _ALONE, tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "descriptors.conf")
             file.write_text(text, encoding="latin-1")
             self._do(self._engine.initialize, str(file), options | {"sampleRate": rate, "nBits": 16})
@@ -67,6 +70,11 @@ class Engine:
             call(*arguments)
         except self._errors as error:
             raise RuntimeError(str(error)) from error
+
+
+def _free(engine) -> None:
+    with _ALONE:
+        engine.free()
 
 
 @functools.cache
