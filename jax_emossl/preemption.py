@@ -6,33 +6,32 @@ from collections.abc import Callable
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 _requested = False
-_anywhere: Callable[[], bool] | None = None
+_told_any: Callable[..., bool] | None = None
 
 
 class Preempted(Exception):
     """Raised by the loop once everything is saved."""
 
 
-def install(anywhere: Callable[[], bool] | None = None) -> None:
+def install(told_any: Callable[..., bool] | None = None) -> None:
     """From now on the first signal asks to stop and a second one ends the process at once.
 
-    Of several processes `anywhere` says whether SIGTERM has come to any. JAX hears it there, and would be deaf to it with a handler of
-    Python's; SIGINT becomes one.
+    Of several processes, a signal to one asks all: `told_any` is that of `processes`.
     """
-    global _anywhere
-    _anywhere = anywhere
-    for number in (signal.SIGINT,) if anywhere else (signal.SIGTERM, signal.SIGINT):
+    global _told_any
+    _told_any = told_any
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _handle)
 
 
 def requested() -> bool:
-    """Whether a signal has asked to stop."""
-    return _anywhere() if _anywhere else _requested
+    """Whether a signal has asked to stop; of several processes all ask equally often, and hear of it together, soon after."""
+    return _told_any(_requested) if _told_any else _requested
 
 
 def stop_if_requested() -> None:
     """Raises Preempted where a signal has asked to stop: for work that leaves nothing behind before it is done."""
-    if requested():
+    if _told_any(_requested, 0) if _told_any else _requested:
         raise Preempted
 
 
@@ -41,5 +40,3 @@ def _handle(number: int, _frame) -> None:
     if _requested:
         os._exit(128 + number)
     _requested = True
-    if _anywhere:
-        os.kill(os.getpid(), signal.SIGTERM)

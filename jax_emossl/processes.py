@@ -4,12 +4,14 @@ All of them run the same program in step. Whatever one of them finds out by itse
 it decides anything, since a process that went its own way would leave the others waiting. A process alone passes through here unchanged.
 """
 
+import collections
 import contextlib
+import functools
 import hashlib
-import itertools
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import traceback
@@ -19,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax._src.clusters import ClusterEnv  # the public `initialize` does not tell how many processes it would make
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_emossl import __version__, preemption
 from jax_emossl.errors import UserError
@@ -29,6 +32,7 @@ from jax_emossl.errors import UserError
 _PATIENCE = 45  # s until all processes have found one another
 _SILENCE = 30  # s without a sign of life after which a process is taken to have ended
 _FAREWELL = 60  # s that a process which has ended its work waits for the others
+_BEHIND = 2  # steps that the devices may be behind the host
 _OF_LOSS = re.compile("gloo|heartbeat|unhealthy|unavailable|connection|coordination", re.IGNORECASE)
 
 
@@ -63,6 +67,8 @@ def join(coordinator: str | None, number: int | None, process: int | None) -> No
 
 def _detected() -> tuple:
     try:
+        from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` does not tell how many processes it is to make
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of clusters that JAX could know, were something else installed
             return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, _PATIENCE)
@@ -83,19 +89,21 @@ def _connect(coordinator: str, number: int, process: int, devices: Any) -> None:
         )
         os._exit(2)
 
+    if process == 0:
+        try:
+            socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+        except (OSError, OverflowError) as error:  # JAX would break
+            raise UserError(f"Process 0 cannot open the port of {coordinator}: give one that is free.") from error
     watch = threading.Timer(_PATIENCE, give_up)  # JAX's own timeout aborts the program
     watch.daemon = True
     watch.start()
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         jax.distributed.initialize(
             coordinator, number, process, devices,
             cluster_detection_method="deactivate", initialization_timeout=2 * _PATIENCE,
             heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_FAREWELL,
         )  # fmt: skip
-    except RuntimeError as error:
-        raise UserError(
-            f"Process {process} cannot open the coordinator's port at {coordinator} ({' '.join(str(error).split())[:200]}): give another."
-        ) from error
     finally:
         watch.cancel()
 
@@ -178,15 +186,25 @@ def code() -> dict[str, str]:
     return {"the version of JAX": jax.__version__, "the code of jax_emossl": f"{__version__} {content.hexdigest()}"}
 
 
-_asked = itertools.count()
+_told: collections.deque[jax.Array] = collections.deque()
 
 
-def stop_requested() -> bool:
-    """Whether SIGTERM has come to any process: true in all at the same call, soon after. All ask equally often.
+def told_any(own: bool, behind: int = _BEHIND) -> bool:
+    """Whether any process had been told something, as this one says by `own`, so many calls ago: the same in all at the same call.
 
-    JAX's own handler hears the signal, and its processes agree on the call in the background, so that asking costs nothing.
+    The devices collect it in their turn, and what they have not come to yet is not waited for.
     """
-    return multihost_utils.reached_preemption_sync_point(next(_asked))
+    each, collect = _collected()
+    _told.append(collect(jax.make_array_from_process_local_data(each, np.full(jax.local_device_count(), own))))
+    ripe = [_told.popleft() for _ in range(len(_told) - behind)]
+    return any(ripe)
+
+
+@functools.cache
+def _collected() -> tuple[NamedSharding, Callable]:
+    """Where flags lie, one on each device, and whether any is set."""
+    mesh = Mesh(np.array(jax.devices()), "devices")
+    return NamedSharding(mesh, PartitionSpec("devices")), jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 @contextlib.contextmanager
