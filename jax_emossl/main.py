@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
     with processes.bound():
         processes.check_alike(lambda: {**processes.code(), **fields.flat(workdirs.plain(config))})
         processes.of_first(lambda: workdirs.enter(workdir, config, _INSIST.value))
-        preemption.install(processes.told_any if processes.several() else None)
+        preemption.install()
         print("\n".join([f"{config.task} in {workdir}", *chosen]), flush=True)
         importlib.import_module(f"jax_emossl.tasks.{config.task}").run(config, workdir)
     print(f"Results: {workdir / 'results.json'}")

@@ -13,15 +13,16 @@ class Preempted(Exception):
     """Raised by the loop once everything is saved."""
 
 
-def install(told_any: Callable[..., bool] | None = None) -> None:
-    """From now on the first signal asks to stop and a second one ends the process at once.
-
-    Of several processes, a signal to one asks all: `told_any` is that of `processes`.
-    """
-    global _told_any
-    _told_any = told_any
+def install() -> None:
+    """From now on the first signal asks to stop and a second one ends the process at once."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _handle)
+
+
+def share(told_any: Callable[..., bool]) -> None:
+    """From now on a signal to one of several processes asks all: `told_any` is that of `processes`."""
+    global _told_any
+    _told_any = told_any
 
 
 def requested() -> bool:

@@ -61,6 +61,7 @@ def join(coordinator: str | None, number: int | None, process: int | None) -> No
     counts = [sum(device.process_index == i for device in jax.devices()) for i in range(number)]
     if len(set(counts)) > 1:
         raise UserError(f"The processes have {', '.join(map(str, counts))} devices: give each the same number.")
+    preemption.share(told_any)
     if not first():
         sys.stdout = open(os.devnull, "w")
 
