@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
+from jax_emossl import processes
 from jax_emossl.errors import UserError, notice
 from jax_emossl.workdir import RESULTS_FILE
 
@@ -60,23 +62,32 @@ def digest(tree: Any) -> dict[str, str]:
 
 
 class Checkpoints:
-    """The latest two checkpoints of a run, each whole or absent, and each with the variables of the best step so far."""
+    """The latest two checkpoints of a run, each whole or absent, and each with the variables of the best step so far.
+
+    Of several processes the first alone has them: each holds the state whole, and a folder that all share is not needed.
+    """
 
     def __init__(self, workdir: Path):
         self._workdir = workdir
         with _storage(workdir):
-            self._manager = _manager(workdir, read_only=False)
+            self._manager = _manager(workdir, read_only=False) if processes.first() else None
 
     def save(self, snapshot: Snapshot) -> None:
         """Starts saving in the background."""
+        if not self._manager:
+            return
         # The next step reuses (donates) the loop's buffers while the save is still reading.
-        state = jax.tree.map(jnp.copy, _state(snapshot))
+        state = jax.tree.map(_copy(), _state(snapshot))
         with _storage(self._workdir):
             self._manager.save(snapshot.step, args=_save_args(state, snapshot.progress), force=True)
 
     def latest(self, like: Snapshot) -> Snapshot | None:
         """The newest intact checkpoint, shaped like `like`, damaged newer ones set aside; UserError where all are damaged or it has other shapes."""
+        if not self._manager:
+            return None
         steps, wanted = sorted(self._manager.all_steps(), reverse=True), _state(like)
+        if processes.several():
+            wanted = jax.tree.map(_copy(), wanted)
         for step in steps:
             saved = _saved_shapes(self._workdir, step, wanted)
             if saved and shapes(saved) != shapes(wanted):
@@ -97,10 +108,12 @@ class Checkpoints:
 
     def newest(self) -> int | None:
         """Step of the newest checkpoint."""
-        return self._manager.latest_step()
+        return self._manager and self._manager.latest_step()
 
     def close(self) -> None:
         """Waits for saves under way."""
+        if not self._manager:
+            return
         with _storage(self._workdir):
             self._manager.wait_until_finished()
             self._manager.close()
@@ -145,8 +158,19 @@ def _hush() -> None:
 
 def _manager(workdir: Path, read_only: bool) -> ocp.CheckpointManager:
     _hush()
-    options = ocp.CheckpointManagerOptions(max_to_keep=_LATEST, cleanup_tmp_directories=not read_only, read_only=read_only)
-    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+    folder, alone = (workdir / FOLDER).absolute(), {}
+    if processes.several():
+        own, _ = processes.part()
+        alone = {"multiprocessing_options": MultiprocessingOptions(own, {own}), "create": False}
+        if not read_only:
+            folder.mkdir(exist_ok=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=_LATEST, cleanup_tmp_directories=not read_only, read_only=read_only, **alone)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _copy() -> Callable:
+    """How an array is copied to be saved: on the devices or, where one of several processes saves alone, which Orbax does not do with theirs, off them."""
+    return np.array if processes.several() else jnp.copy
 
 
 def _state(snapshot: Snapshot) -> dict[str, Any]:

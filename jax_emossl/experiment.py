@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jax_emossl import checkpoint, encoders, objectives, standards
+from jax_emossl import checkpoint, encoders, objectives, processes, standards
 from jax_emossl.card import Card
 from jax_emossl.config import stretched
 from jax_emossl.data import corpora, label_budget
@@ -74,6 +74,15 @@ class Experiment:
     def sizes(self) -> tuple[int, float]:
         """Batch size and growth of padded lengths, as `predict` takes them."""
         return self.config.train.batch_size, self.config.data.bucket_growth
+
+    def check_alike(self) -> None:
+        """UserError in all of several processes whose corpora, or encoders to start from, differ."""
+        processes.check_alike(
+            lambda: {
+                **{f"the corpus {corpus.name}": corpus.digest for corpus, _ in self.sources},
+                "the encoder it starts from": checkpoint.digest(self.encoder),
+            }
+        )
 
     def segments(self, *folds: str) -> Segments:
         """Those of some folds; a corpus may lack one. What serves as enrolment is left out of those that are held out."""

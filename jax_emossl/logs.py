@@ -61,6 +61,16 @@ class Scalars:
             ) from error
 
 
+class Unwritten:
+    """The scalars of a process that writes nothing, because another does."""
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _step(row: str) -> int | None:
     """Step of a row; None for one cut off by an interruption."""
     try:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jax_emossl import mesh as meshes
-from jax_emossl import metrics, preemption
+from jax_emossl import metrics, preemption, processes
 from jax_emossl.checkpoint import Checkpoints, Snapshot
 from jax_emossl.data.batches import Batch, Segments, in_memory
 from jax_emossl.data.indices import Sampler
@@ -108,8 +108,10 @@ def fit(
     settings, mesh, real = config.train, meshes.make(len(members)), len(members)
     run = _Run.of(objective, meshes.padded(members, mesh), config, mesh, resident)
     now = run.begin()
-    if checkpoints:
-        now = checkpoints.latest(now) or now
+    with processes.as_one():
+        if checkpoints:
+            now = checkpoints.latest(now) or now
+    now = run.as_first(now)
     log = scalars(now.step) if scalars else None
     running: list[tuple[int, dict]] = []  # steps whose sums are still on the device
     due = False  # whether they are to be logged
@@ -135,7 +137,7 @@ def fit(
                 break
     if log:
         log.close()
-    best = jax.device_get(now.best)
+    best = meshes.fetch(now.best)
     fields = ("best_step", "best_value", "calibration", "diverged", "evaluations")
     own = [[progress[field] for field in fields] for progress in now.progress["members"][:real]]
     return [Fitted(None if step is None else meshes.member(best, i), step, *rest) for i, (step, *rest) in enumerate(own)]
@@ -167,6 +169,14 @@ class _Run:
         variables = self.with_standards({"params": params, "constants": constants})
         return Snapshot(0, variables, opt_state, jax.tree.map(jnp.copy, variables), progress)
 
+    def as_first(self, now: Snapshot) -> Snapshot:
+        """What the first of several processes has restored or made anew, in all of them."""
+        if not processes.several():
+            return now
+        step, progress = processes.of_first(lambda: (now.step, now.progress))
+        state = processes.arrays_of_first(jax.device_get({"variables": now.variables, "opt_state": now.opt_state, "best": now.best}))
+        return Snapshot(step, **meshes.place_members(state, self.mesh), progress=progress)
+
     def with_standards(self, variables: Variables) -> Variables:
         """Variables whose constants, of objectives with a reference, are those of the encoder as it is now."""
         reference, params = [member.reference for member in self.members], variables["params"]
@@ -190,7 +200,8 @@ class _Run:
             return
         growth, together = self.config.data.bucket_growth, self.objective.together
         samplers = [
-            Sampler(m.train.lengths, self.config.train.batch_size, m.crop, growth, m.train.basis[:, 1], together) for m in self.members
+            Sampler(m.train.lengths, self.config.train.batch_size, m.crop, growth, m.train.basis[:, 1], together, processes.part())
+            for m in self.members
         ]
         own = zip(self.members, samplers, strict=True)
         if self.resident:
@@ -214,7 +225,7 @@ class _Run:
     def settled(self, now: Snapshot, running: list, log: Scalars | None, bar: tqdm, due: bool) -> tuple[Snapshot, list]:
         """Fetches sums: marks members that diverged, and writes the log where that is due."""
         progress = {**now.progress, "members": list(now.progress["members"])}
-        for step, sums in [(step, jax.device_get(sums)) for step, sums in running]:
+        for step, sums in [(step, meshes.fetch(sums)) for step, sums in running]:
             for i, own in enumerate(progress["members"]):
                 broken = [name for name, values in sums.items() if not math.isfinite(values[i])]
                 if broken and not _over(own, self.config.train):

@@ -29,7 +29,12 @@ from jax_emossl.errors import UserError, one_sentence
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with the corpus after a colon: configs/pretrain.py:nemo.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the command would read, train and write, and how long that takes; then stop.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Of several processes: HOST:PORT of the first, which all can reach.")
 _INSIST = flags.DEFINE_bool("insist", False, "Go on in a workdir although its config differs.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes run this together; 1 also where a cluster is detected.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, counted from 0.", lower_bound=0)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/<config>-<time> if not given.")
 
 
@@ -49,14 +54,17 @@ def run(argv: Sequence[str]) -> None:
 
         print("\n".join([*chosen, *dry_run.describe(config, workdir)]))
         return
-    from jax_emossl import programs
+    from jax_emossl import processes, programs
 
-    workdirs.enter(workdir, config, _INSIST.value)
-    preemption.install()
+    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     memory.keep_freed()
     programs.keep_compiled()
-    print("\n".join([f"{config.task} in {workdir}", *chosen]), flush=True)
-    importlib.import_module(f"jax_emossl.tasks.{config.task}").run(config, workdir)
+    with processes.bound():
+        processes.check_alike(lambda: {**processes.code(), **fields.flat(workdirs.plain(config))})
+        processes.of_first(lambda: workdirs.enter(workdir, config, _INSIST.value))
+        preemption.install()
+        print("\n".join([f"{config.task} in {workdir}", *chosen]), flush=True)
+        importlib.import_module(f"jax_emossl.tasks.{config.task}").run(config, workdir)
     print(f"Results: {workdir / 'results.json'}")
 
 

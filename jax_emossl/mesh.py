@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_emossl import processes
 from jax_emossl.errors import UserError
 
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")  # Linux: bytes, or "max" for all
@@ -19,10 +21,14 @@ _CONTAINER = Path("/sys/fs/cgroup/memory.max")  # Linux: bytes, or "max" for all
 
 @functools.cache
 def make(members: int) -> Mesh:
-    """All devices: as many as divide them go to the members, the rest to the rows of each."""
-    devices = jax.device_count()
-    shares = max(n for n in range(1, min(members, devices) + 1) if devices % n == 0)
-    return Mesh(np.array(jax.devices()).reshape(shares, -1), ("members", "data"))
+    """All devices: as many as divide them go to the members, the rest to the rows of each.
+
+    Every one of several processes has a share of each member's rows, and holds the members' state whole.
+    """
+    own = jax.local_device_count()
+    shares = max(n for n in range(1, min(members, own) + 1) if own % n == 0)
+    devices = sorted(jax.devices(), key=lambda device: device.process_index)  # so that the rows of each are neighbours
+    return Mesh(np.array(devices).reshape(-1, shares, own // shares).swapaxes(0, 1).reshape(shares, -1), ("members", "data"))
 
 
 def use_cpu_cores(batch_sizes: Sequence[int]) -> None:
@@ -39,7 +45,7 @@ def use_cpu_cores(batch_sizes: Sequence[int]) -> None:
 
 def device_memory() -> int:
     """Bytes that a device can have; CPU devices share those of the machine, or of the container that it is."""
-    if limit := (jax.devices()[0].memory_stats() or {}).get("bytes_limit"):
+    if limit := (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"):
         return limit
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     contained = _CONTAINER.read_text().strip() if _CONTAINER.is_file() else "max"
@@ -64,17 +70,40 @@ def member(stacked: Any, i: int) -> Any:
 
 def place_members(tree: Any, mesh: Mesh) -> Any:
     """Stacked values (M, ...), each member's on its devices."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec("members")))
+    return _placed(tree, NamedSharding(mesh, PartitionSpec("members")))
 
 
 def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Rows (M, B, ...), each member's shared out over its devices."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("members", "data")))
+    """Rows (M, B, ...), each member's shared out over its devices; of several processes, each gives its part of them."""
+    sharding, (_, parts) = NamedSharding(mesh, PartitionSpec("members", "data")), processes.part()
+    if parts == 1:
+        return jax.device_put(batch, sharding)
+    shapes = {name: (len(rows), parts * rows.shape[1], *rows.shape[2:]) for name, rows in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, rows, shapes[name]) for name, rows in batch.items()}
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The same values on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return _placed(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    if not processes.several():
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # it has been placed before
+            return jax.device_put(leaf, sharding)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])  # `device_put` would compare the processes
+
+    return jax.tree.map(place, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays as NumPy's, whole in every process."""
+    if processes.several():
+        tree = jax.tree.map(lambda a: a if a.is_fully_replicated else multihost_utils.process_allgather(a, tiled=True), tree)
+    return jax.device_get(tree)
 
 
 def each(function: Callable, mesh: Mesh) -> Callable:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from jax_emossl import mesh as meshes
+from jax_emossl import processes
 from jax_emossl.data.batches import Batch, Segments
 from jax_emossl.data.indices import Selection, in_order
 from jax_emossl.objectives import Objective, Outputs, Variables
@@ -39,13 +40,15 @@ def predict_rows(
 
     def keep(selections: Sequence[Selection], made: Outputs) -> None:
         for name, values in made.items():
-            for selection, own, part, value in zip(selections, outputs, parts, np.asarray(values), strict=True):
+            for selection, own, part, value in zip(selections, outputs, parts, meshes.fetch(values), strict=True):
                 kept = selection.segments[selection.weight > 0]
                 own.setdefault(name, np.zeros((len(part), *value.shape[1:]), value.dtype))[kept] = value[: len(kept)]
 
     before = None
     for selections in in_order([part.lengths for part in parts], batch_size, growth, mesh.shape["data"]):
-        rows = {part: gather(part, own) for part, own in dict(zip(parts, selections, strict=True)).items()}  # members may share theirs
+        rows = {
+            part: gather(part, own.part(*processes.part())) for part, own in dict(zip(parts, selections, strict=True)).items()
+        }  # members may share theirs
         batch = meshes.place_rows(meshes.stack([rows[part] for part in parts]), mesh)
         made = _predict(objective, mesh, steps, variables, batch)
         if before:  # the devices never wait for the host
@@ -61,9 +64,7 @@ def predict_stacked(
     """The finished outputs of `predict_rows`, for which the recordings' enrolment is encoded, too."""
     whole = [part.with_enrolment() for part in parts]
     rows = predict_rows(objective, mesh, variables, whole, *sizes, resident)
-    made = jax.device_get(
-        [_finish(objective, i, variables, own, part.basis) for i, (own, part) in enumerate(zip(rows, whole, strict=True))]
-    )
+    made = meshes.fetch([_finish(objective, i, variables, own, part.basis) for i, (own, part) in enumerate(zip(rows, whole, strict=True))])
     return [{name: values[: len(part)] for name, values in own.items()} for own, part in zip(made, parts, strict=True)]
 
 

@@ -6,6 +6,7 @@ The same selections feed the tf.data pipeline, in-memory training and evaluation
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -29,6 +30,11 @@ class Selection:
     starts: Int[np.ndarray, "b"]
     weight: Float[np.ndarray, "b"]
     length: int
+
+    def part(self, number: int, of: int) -> Self:
+        """The rows of one of so many equal parts, counted from 0."""
+        rows = slice(number * len(self.segments) // of, (number + 1) * len(self.segments) // of)
+        return dataclasses.replace(self, segments=self.segments[rows], starts=self.starts[rows], weight=self.weight[rows])
 
 
 @functools.cache
@@ -54,6 +60,7 @@ class Sampler:
       growth: ratio of successive padded lengths (see `padded_length`).
       recordings: of every segment, as a number; needed where segments of one are to come `together`.
       together: segments of one recording that follow one another in an epoch; what is left of a recording are fewer.
+      part: which of how many equal parts of each batch is asked for.
     """
 
     lengths: Int[np.ndarray, "s"]
@@ -62,6 +69,7 @@ class Sampler:
     growth: float = 1.25
     recordings: Int[np.ndarray, "s"] | None = None
     together: int = 1
+    part: tuple[int, int] = (0, 1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,7 +81,7 @@ class Sampler:
         batches, order = self._epoch(seed, epoch)
         first = order[position] * self.batch_size
         rng = np.random.default_rng((seed, step, 1))
-        return self._select(batches[first : first + self.batch_size], rng)
+        return self._select(batches[first : first + self.batch_size], rng).part(*self.part)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  the cache lives as long as the sampler's few users
     def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

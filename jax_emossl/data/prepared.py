@@ -14,6 +14,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import tempfile
@@ -93,6 +94,18 @@ class Corpus:
     def all_units(self) -> tuple[str, ...]:
         """Those of all recordings, sorted: the order to which one that is given as a number refers."""
         return tuple(sorted(set(self.units(self.recordings))))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that a training reads, except the frames, for which the statistics of their recordings speak."""
+        names = self.features, self.emotions, self.hop, self.recordings, self.train_recordings
+        content = hashlib.sha256(repr((names, [(name, fold.recordings) for name, fold in self.folds.items()])).encode())
+        for own in (self.train_statistics, *map(self.statistics.get, self.recordings)):
+            content.update(np.array([*own.mean, *own.variance, own.seconds]).tobytes())
+        for fold in self.folds.values():
+            for array in (fold.offsets, fold.labels, fold.indices, fold.intervals):
+                content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()
 
     @functools.cached_property
     def frame_seconds(self) -> float:

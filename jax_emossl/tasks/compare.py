@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from jax_emossl import checkpoint, evaluation, linear, mesh, preemption, report, results, standards, tuned, workdir
+from jax_emossl import checkpoint, evaluation, linear, mesh, preemption, processes, report, results, standards, tuned, workdir
 from jax_emossl import config as configs
 from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora, label_budget
@@ -29,6 +29,11 @@ _MOST_SHOWN = 2000  # segments in the embedding map
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (variant, rotation, arm, label count, seed) that `out` does not hold yet; returns all rows."""
+    if processes.several():
+        raise UserError(
+            "A comparison runs in one process: pretrain in several with configs/pretrain.py, then compare in one "
+            "(--num_processes=1) with --config.compare.pretrain_on=WORKDIR."
+        )
     mesh.use_cpu_cores([own.train.batch_size // own.train.accumulate for own in (config.pretrain, config.finetune)])
     targets, known = corpora.targets(config.data), {}
     plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
-from jax_emossl import checkpoint, evaluation, preemption, results, workdir
+from jax_emossl import checkpoint, evaluation, preemption, processes, results, workdir
 from jax_emossl.card import FILE, Card
 from jax_emossl.data import corpora
 from jax_emossl.data.batches import Segments
@@ -17,6 +17,22 @@ from jax_emossl.loop import Fitted
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Evaluates the run in `config.init_from` on its own corpus, or on what `config.data` names instead."""
+    with processes.as_one():
+        experiment, best, num_labels = _restored(config)
+    experiment.check_alike()
+    processes.check_alike(lambda: {"the weights": checkpoint.digest(best.variables)})
+    preemption.stop_if_requested()
+    valid = experiment.segments("valid")
+    rows = evaluation.rows(experiment, _calibrated(experiment, best, valid), config.fold, num_labels)
+    preemption.stop_if_requested()
+    if processes.first():
+        results.write(out / results.RESULTS_FILE, rows, config)
+    print(evaluation.summary(experiment, rows, valid))
+    return rows
+
+
+def _restored(config: ml_collections.ConfigDict) -> tuple[Experiment, checkpoint.Best, int]:
+    """The run in `config.init_from` on the corpus at hand, its best step, and how many labels it had."""
     source = Path(config.init_from)
     card = Card.load(source)
     trained = workdir.read_config(source)
@@ -40,14 +56,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
         )
     if checkpoint.shapes(best.variables["params"]) != checkpoint.shapes(experiment.params()):
         raise UserError(f"{source} holds weights of other shapes than this version makes of its config: train anew.")
-    preemption.stop_if_requested()
     experiment = dataclasses.replace(experiment, encoder=best.variables["params"]["encoder"] if pretrained else None)  # names the arm
-    valid = experiment.segments("valid")
-    rows = evaluation.rows(experiment, _calibrated(experiment, best, valid), config.fold, card.num_labels)
-    preemption.stop_if_requested()
-    results.write(out / results.RESULTS_FILE, rows, config)
-    print(evaluation.summary(experiment, rows, valid))
-    return rows
+    return experiment, best, card.num_labels
 
 
 def _calibrated(experiment: Experiment, best: checkpoint.Best, valid: Segments) -> Fitted:
