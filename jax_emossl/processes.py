@@ -4,6 +4,7 @@ All of them run the same program in step. Whatever one of them finds out by itse
 it decides anything, since a process that went its own way would leave the others waiting. A process alone passes through here unchanged.
 """
 
+import atexit
 import collections
 import contextlib
 import functools
@@ -14,6 +15,7 @@ import re
 import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ from jax_emossl.errors import UserError
 _PATIENCE = 45  # s until all processes have found one another
 _SILENCE = 30  # s without a sign of life after which a process is taken to have ended
 _FAREWELL = 60  # s that a process which has ended its work waits for the others
+_GRACE = 2  # s that others go on after the first has found a mistake: without it they are aborted
 _BEHIND = 2  # steps that the devices may be behind the host
 _OF_LOSS = re.compile("gloo|heartbeat|unhealthy|unavailable|connection|coordination", re.IGNORECASE)
 
@@ -213,8 +216,12 @@ def bound() -> Iterator[None]:
     """Where one of several processes breaks within, all end: they could only wait for it. Nothing is saved that was not."""
     try:
         yield
-    except (UserError, OSError, preemption.Preempted):
+    except preemption.Preempted:
         raise  # an orderly end, in which each waits for the others
+    except (UserError, OSError):  # perhaps of this process alone
+        if several():
+            atexit.register(_leave, 2)
+        raise
     except Exception as error:
         if not several():
             raise
@@ -224,5 +231,12 @@ def bound() -> Iterator[None]:
             print(f"error: Another process has ended ({detail}): run the same command again in all of them to go on.", file=sys.stderr)
         else:
             traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(preemption.EXIT_CODE if lost else 1)
+        _leave(preemption.EXIT_CODE if lost else 1)
+
+
+def _leave(code: int) -> None:
+    """Ends this process without waiting for the others, the first one when they have had time to say the same."""
+    time.sleep(_GRACE if first() else 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

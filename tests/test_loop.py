@@ -513,7 +513,8 @@ def test_the_memory_estimate_gives_whole_shares_and_less_for_longer_batches(swee
     device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 10**9})
     params = training.params()
     monkeypatch.setattr(type(training), "params", lambda self: params)
-    monkeypatch.setattr(jax, "devices", lambda: [device] * 3)
+    for name in ("devices", "local_devices"):
+        monkeypatch.setattr(jax, name, lambda: [device] * 3)
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     large = tuned._members_at_once(study, training)
     assert large % 3 == 0 and large > tuned._members_at_once(study, whole) >= 3

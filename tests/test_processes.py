@@ -33,11 +33,12 @@ class Processes:
             own.mkdir(parents=True)
         self.run = Run(self.folders[0], arguments)
 
-    def start(self, *of_second):
+    def start(self, *of_second, within=()):
+        """Starts both, the second with further arguments, the first `within` another command."""
         together = ["--num_processes=2", f"--coordinator=127.0.0.1:{free_port()}"]
         return [
             subprocess.Popen(
-                [*self.run.command, *together, f"--process_id={i}", *(of_second if i else ())],
+                [*(() if i else within), *self.run.command, *together, f"--process_id={i}", *(of_second if i else ())],
                 cwd=own,
                 env=environment(2),
                 text=True,
@@ -183,6 +184,12 @@ def test_a_mistake_that_one_finds_ends_all(again):
     again.run.workdir.write_text("not a folder")
     sentence = "error: Process 0: run cannot be written (File exists): give another --workdir."
     assert sentences(again.finish()) == [sentence, sentence]
+
+
+def test_a_disk_that_is_full_ends_all(again):
+    first, second = ended(again.start(within=["sh", "-c", 'ulimit -f 64; exec "$@"', "sh"]))
+    assert first[0] == 2 and "error: A checkpoint in run cannot be saved" in first[2]
+    assert second[0] not in (0, 2)
 
 
 def test_a_comparison_is_refused(again):

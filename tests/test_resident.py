@@ -104,5 +104,5 @@ def test_a_device_has_what_it_says_and_a_cpu_what_its_container_may_use(monkeypa
     for text, expected in (("max\n", whole), ("12345\n", 12345), (f"{2 * whole}\n", whole)):
         file.write_text(text)
         assert meshes.device_memory() == expected
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 77})])
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 77})])
     assert meshes.device_memory() == 77
