@@ -165,7 +165,15 @@ def _manager(workdir: Path, read_only: bool) -> ocp.CheckpointManager:
         if not read_only:
             folder.mkdir(exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=_LATEST, cleanup_tmp_directories=not read_only, read_only=read_only, **alone)
-    return ocp.CheckpointManager(folder, options=options)
+    try:
+        return ocp.CheckpointManager(folder, options=options)
+    except OSError:
+        raise
+    except Exception as error:  # Orbax reads one file of every checkpoint at once, and does without where there is none
+        raise UserError(
+            f"One of {folder}/*/_CHECKPOINT_METADATA is damaged ({' '.join(str(error).split())[:200]}): "
+            "delete it, the checkpoint is read without."
+        ) from error
 
 
 def _copy() -> Callable:

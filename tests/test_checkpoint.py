@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -174,6 +175,20 @@ def test_damaged_metadata_set_a_checkpoint_aside(item, damage, tmp_path, capsys)
     assert newest(tmp_path).step == 1
     assert [folder.name.split("-")[0] for folder in (tmp_path / checkpoint.DAMAGED_FOLDER).iterdir()] == ["2"]
     assert f"the checkpoint of step 2 in {tmp_path} is damaged: it is moved to {tmp_path}/damaged and not used." in capsys.readouterr().err
+
+
+def test_damage_to_what_the_library_reads_of_all_checkpoints_is_one_sentence_and_its_mend_works(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(snapshot(1, best_step=1))
+    checkpoints.close()
+    (file,) = (tmp_path / checkpoint.FOLDER).glob("*/_CHECKPOINT_METADATA")
+    told = json.loads(file.read_text()) | {"custom_metadata": {"a": 1}, "commit_timetrics": 2}
+    file.write_text(json.dumps(told))
+    for read in (Checkpoints, checkpoint.load_best):
+        with pytest.raises(UserError, match=r"_CHECKPOINT_METADATA is damaged \(.*commit_timetrics.*\): delete it"):
+            read(tmp_path)
+    file.unlink()
+    same(checkpoint.load_best(tmp_path).variables, variables(1))
 
 
 def test_a_changed_number_in_the_progress_is_damage(tmp_path):
