@@ -44,6 +44,13 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_more_programs_than_a_module_needs():
+    """A process may map so much memory and no more; thousands of compiled programs, each with several maps, come to that and break."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory):
     """Corpora and compiled programs are cached for this session alone, and for the processes that it starts."""

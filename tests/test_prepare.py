@@ -1,6 +1,7 @@
 """From `.csd` files to a prepared corpus: what is kept, what is accounted for, and what is refused."""
 
 import errno
+import functools
 import importlib.util
 import json
 import os
@@ -589,7 +590,8 @@ def test_a_stopped_command_leaves_nothing(how, files):
     long = {r: recording(i, 200_000) for i, r in enumerate(files.entries)}
     files.write_features(long)
     files.write_labels({r: (np.ones((50_000, 2)), grid(50_000, 0.01)) for r in files.entries})
-    running = subprocess.Popen(command(*files.arguments), stderr=subprocess.PIPE, text=True)
+    obey = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
+    running = subprocess.Popen(command(*files.arguments), stderr=subprocess.PIPE, text=True, preexec_fn=obey)
     while running.poll() is None and not list(files.out.parent.glob(".*.partial/*/*")):
         time.sleep(0.01)
     running.send_signal(how)
