@@ -22,7 +22,7 @@ _INCLUDED = re.compile(r"\\\{([^\\{}]+)\}")
 _FILE_OPTION = re.compile(r"\\\{\\cm\[(\w+)\{([^{}?]+)\}")  # a file to include unless an option names another
 _LEVELS = re.compile(r"^\s*\w*(reader|writer)\d?\.dmLevel\s*=(.*)$", re.MULTILINE)
 
-_ALONE = threading.RLock()  # nothing says that openSMILE starts and frees engines safely side by side
+_ALONE = threading.RLock()  # openSMILE's engines break one another's memory when they work side by side
 
 
 class Engine:
@@ -56,13 +56,14 @@ class Engine:
 
     def __call__(self, signal: Float[np.ndarray, "n"]) -> Float[np.ndarray, "t f"]:
         """The frames of a signal in [-1, 1); none where it is too short for one. RuntimeError where openSMILE fails: take a new engine."""
-        self._frames.clear()
-        self._listen()  # what listened before a reset does not after it
-        samples = (signal * 32768).astype(np.int16).tobytes()
-        self._do(self._engine.external_audio_source_write_data, "extsource", samples)
-        self._do(self._engine.external_audio_source_set_eoi, "extsource")
-        self._do(self._engine.run)
-        self._do(self._engine.reset)
+        with _ALONE:
+            self._frames.clear()
+            self._listen()  # what listened before a reset does not after it
+            samples = (signal * 32768).astype(np.int16).tobytes()
+            self._do(self._engine.external_audio_source_write_data, "extsource", samples)
+            self._do(self._engine.external_audio_source_set_eoi, "extsource")
+            self._do(self._engine.run)
+            self._do(self._engine.reset)
         return np.frombuffer(b"".join(self._frames), np.float32).reshape(-1, len(self.names))
 
     def _do(self, call, *arguments):
