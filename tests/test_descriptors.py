@@ -1,16 +1,19 @@
 """openSMILE's engine gives the numbers of its own Python package, whatever it described before."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import opensmile
 import pytest
 
-from jax_emossl.data import audio
+from jax_emossl.data import audio, descriptors
 from jax_emossl.data.audio import Extractor
 from jax_emossl.data.descriptors import Engine, _configuration
+
+opensmile = descriptors.package()
 
 
 def speech(seconds, rate, seed):
@@ -34,6 +37,25 @@ def test_one_engine_describes_signal_after_signal_as_the_package_does_each(featu
     for seed, seconds in enumerate((1.3, 0.2, 0.7)):
         signal = speech(seconds, rate, seed)
         np.testing.assert_array_equal(engine(signal), smile.process_signal(signal, rate).to_numpy(np.float32))
+
+
+AFTER_TENSORFLOW = """
+import sys
+import numpy as np
+import tensorflow
+sys.path.insert(0, "tests")
+from test_descriptors import Engine, speech
+np.save(sys.argv[1], np.concatenate([Engine("eGeMAPSv02", 16_000)(speech(0.5, 16_000, seed)) for seed in range(20)]))
+"""
+
+
+def test_beside_tensorflow_whose_library_has_functions_of_the_same_names(tmp_path):
+    """Each engine is new: the wrong function wrote beyond what an engine had allotted when it started."""
+    pytest.importorskip("tensorflow")
+    file = tmp_path / "made.npy"
+    subprocess.run([sys.executable, "-c", AFTER_TENSORFLOW, file], cwd=Path(__file__).parents[1], check=True)
+    engine = Engine("eGeMAPSv02", 16_000)
+    np.testing.assert_array_equal(np.load(file), np.concatenate([engine(speech(0.5, 16_000, seed)) for seed in range(20)]))
 
 
 def test_no_functional_is_computed():

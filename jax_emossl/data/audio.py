@@ -1,18 +1,18 @@
 """From audio to frames: `soundfile` reads, openSMILE describes. Both are imported when they are needed (`requirements-audio.txt`)."""
 
+import contextlib
 import dataclasses
 import functools
-import importlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Self
 
 import numpy as np
 from jaxtyping import Float
 
+from jax_emossl.data import descriptors
 from jax_emossl.data.descriptors import Engine
 from jax_emossl.errors import UserError
 
@@ -26,9 +26,10 @@ _MISSING = 0.1  # s by which a file may be shorter than its header says
 _LOUDEST = 1 - 2**-15
 
 
-def _library(name: str) -> ModuleType:
+@contextlib.contextmanager
+def _needed(name: str) -> Iterator[None]:
     try:
-        return importlib.import_module(name)
+        yield
     except (ImportError, OSError) as error:  # OSError: soundfile without its C library
         raise UserError(f"Audio needs the package {name}, which is not installed here: pip install -r requirements-audio.txt.") from error
 
@@ -45,7 +46,8 @@ def files(folder: Path) -> list[Path]:
 
 def read(path: Path) -> tuple[Float[np.ndarray, "n"], int]:
     """The mean of a file's channels, and its samples per second; UserError where it is damaged, or holds no sound."""
-    soundfile = _library("soundfile")
+    with _needed("soundfile"):
+        import soundfile
     try:
         with soundfile.SoundFile(path) as file:
             rate, promised, log = file.samplerate, file.frames, file.extra_info
@@ -81,7 +83,8 @@ class Extractor:
 
     @classmethod
     def installed(cls, feature_set: str = FEATURE_SETS[0]) -> Self:
-        return cls(feature_set, _library("opensmile").__version__)
+        with _needed("opensmile"):
+            return cls(feature_set, descriptors.package().__version__)
 
     @functools.cached_property
     def names(self) -> list[str]:

@@ -5,13 +5,16 @@ engine describes many signals, and its configuration is the installed one withou
 numbers are those of `opensmile.Smile(...).process_signal`, to the bit.
 """
 
+import contextlib
 import ctypes
 import functools
+import importlib.util
+import os
 import re
 import tempfile
-import threading
 import weakref
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from jaxtyping import Float
@@ -22,7 +25,21 @@ _INCLUDED = re.compile(r"\\\{([^\\{}]+)\}")
 _FILE_OPTION = re.compile(r"\\\{\\cm\[(\w+)\{([^{}?]+)\}")  # a file to include unless an option names another
 _LEVELS = re.compile(r"^\s*\w*(reader|writer)\d?\.dmLevel\s*=(.*)$", re.MULTILINE)
 
-_ALONE = threading.RLock()  # openSMILE's engines break one another's memory when they work side by side
+
+def package() -> ModuleType:
+    """The package `opensmile`, to be taken from here. ImportError where it is not installed.
+
+    Its C library has a function `rdft`, as TensorFlow's has, which takes doubles; whichever a process loads first serves both and breaks
+    the other's memory. So openSMILE's is loaded such that it calls its own.
+    """
+    if hasattr(os, "RTLD_DEEPBIND"):  # elsewhere than on Linux, libraries keep their functions apart by themselves
+        found = importlib.util.find_spec("opensmile")
+        for library in Path(found.origin).parent.glob("core/bin/*/libSMILEapi.so") if found else ():
+            with contextlib.suppress(OSError):  # made for another machine
+                ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
+    import opensmile
+
+    return opensmile
 
 
 class Engine:
@@ -34,12 +51,11 @@ class Engine:
 
     def __init__(self, feature_set: str, rate: int):
         """RuntimeError where openSMILE does not describe signals of so many samples per second."""
-        from opensmile.core import lib
-
+        lib = package().core.lib
         text, options = _configuration(feature_set)
         self._errors, self._engine, self._frames = lib.OpenSmileException, lib.OpenSMILE(), []
-        weakref.finalize(self, _free, self._engine)
-        with _ALONE, tempfile.TemporaryDirectory() as folder:
+        weakref.finalize(self, self._engine.free)
+        with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "descriptors.conf")
             file.write_text(text, encoding="latin-1")
             self._do(self._engine.initialize, str(file), options | {"sampleRate": rate, "nBits": 16})
@@ -56,14 +72,13 @@ class Engine:
 
     def __call__(self, signal: Float[np.ndarray, "n"]) -> Float[np.ndarray, "t f"]:
         """The frames of a signal in [-1, 1); none where it is too short for one. RuntimeError where openSMILE fails: take a new engine."""
-        with _ALONE:
-            self._frames.clear()
-            self._listen()  # what listened before a reset does not after it
-            samples = (signal * 32768).astype(np.int16).tobytes()
-            self._do(self._engine.external_audio_source_write_data, "extsource", samples)
-            self._do(self._engine.external_audio_source_set_eoi, "extsource")
-            self._do(self._engine.run)
-            self._do(self._engine.reset)
+        self._frames.clear()
+        self._listen()  # what listened before a reset does not after it
+        samples = (signal * 32768).astype(np.int16).tobytes()
+        self._do(self._engine.external_audio_source_write_data, "extsource", samples)
+        self._do(self._engine.external_audio_source_set_eoi, "extsource")
+        self._do(self._engine.run)
+        self._do(self._engine.reset)
         return np.frombuffer(b"".join(self._frames), np.float32).reshape(-1, len(self.names))
 
     def _do(self, call, *arguments):
@@ -73,16 +88,10 @@ class Engine:
             raise RuntimeError(str(error)) from error
 
 
-def _free(engine) -> None:
-    with _ALONE:
-        engine.free()
-
-
 @functools.cache
 def _configuration(feature_set: str) -> tuple[str, dict[str, str]]:
     """openSMILE's configuration of a feature set, down to its descriptors; and its options."""
-    import opensmile
-
+    opensmile = package()
     root = Path(opensmile.__file__).parent / "core" / opensmile.config.CONFIG_ROOT
     level = opensmile.FeatureLevel.LowLevelDescriptors.value
     text, options = _read(root / (opensmile.FeatureSet[feature_set].value + opensmile.config.CONFIG_EXT))
