@@ -87,7 +87,8 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     finetune.train = train = ml_collections.ConfigDict()
     train.probe_steps = 60  # probe-then-full: steps before the encoder is trained, too
     train.steps = 160
-    train.epochs = 8.0  # passes over the labels, at least: more labels stretch the training and all its steps; 0 = never
+    train.epochs = 8.0  # passes over the labels: more of them stretch the training and all its steps; 0 = never
+    train.most_steps = 1000  # to which it is stretched; 0 = no bound
     train.batch_size = 32  # segments, over all devices
     train.accumulate = 1  # parts of a batch, one after another: less memory; each draws its own masks and dropout
     train.crop = 8.0  # s; longest piece of a segment, at a random place, in training alone; 0 = whole segments

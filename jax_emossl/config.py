@@ -97,7 +97,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "transformer.dtype": ("float32", "bfloat16"),
     **dict.fromkeys(("train.learning_rate", "compare.learning_rates"), (0, 1e30)),
     **dict.fromkeys(("train.share", "train.b2"), (0, 1)),
-    **dict.fromkeys(("seed", "train.probe_steps", "train.warmup_steps"), (0, _MOST)),
+    **dict.fromkeys(("seed", "train.most_steps", "train.probe_steps", "train.warmup_steps"), (0, _MOST)),
     **dict.fromkeys(("num_labels", "compare.label_counts", "train.crop", "train.patience"), (0, _ANY)),
     **dict.fromkeys(("data.norm_prior", "emotion.standards_prior"), (0, _ANY)),
     **dict.fromkeys(("train.eval_every", "train.log_every"), (1, _ANY)),
@@ -212,8 +212,12 @@ def varied(
 
 
 def stretched(train: ml_collections.ConfigDict, labels: int) -> ml_collections.ConfigDict:
-    """The settings of a fine-tuning on so many labels: all its steps are multiplied alike where it would see them in fewer epochs."""
-    factor = max(1.0, train.epochs * labels / (train.batch_size * train.steps))
+    """The settings of a fine-tuning on so many labels: all its steps are multiplied alike where it would see them in fewer epochs.
+
+    Beyond `most_steps` it is not stretched: where labels are plenty, so many batches show most of them, and more passes cost hours.
+    """
+    steps = min(train.epochs * labels / train.batch_size, train.most_steps or math.inf)
+    factor = max(1.0, steps / train.steps)
     own = train.copy_and_resolve_references()
     own.update({name: round(factor * train[name]) for name in ("steps", "probe_steps", "warmup_steps", "eval_every")})
     return own

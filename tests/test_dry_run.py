@@ -52,6 +52,8 @@ def test_variants_and_rotations_count(described, demo_files):
     # 2 arms x 3 counts x 5 seeds x 4 rates x 2 rotations; linear read-outs are no trainings
     assert "trains 240 x fine-tuning of 60 steps of 32 x 8 s" in lines
     assert "trains 80 x fine-tuning of 500 steps of 32 x 8 s" in lines  # all of 2000 labels, in 8 epochs
+    bounded = described("experiments.label_fraction", {"data.folds": folds, "finetune.train.most_steps": 300})
+    assert "trains 80 x fine-tuning of 300 steps of 32 x 8 s" in bounded
 
 
 def test_without_an_arm_that_reads_it_nothing_is_pretrained(described):
