@@ -18,7 +18,7 @@ import ml_collections
 from jax_emossl import config as fields
 from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora, prepared, tfds
-from jax_emossl.resident import is_resident, placement
+from jax_emossl.resident import dtype, is_resident, placement
 from jax_emossl.study import num_labels
 
 _EFFICIENCY = 0.3  # speed of trainings over that of the products alone, evaluations of a comparison included
@@ -107,7 +107,7 @@ def _size(config: ml_collections.ConfigDict, sizes: _Sizes) -> float:
     if "train" in config and config.train.get("unlabelled"):
         folds.add(prepared.UNLABELLED)
     frames = sum(count for fold, (_, count) in sizes.folds.items() if fold in folds)
-    return 4 * sizes.features * frames * sizes.frame / max(config.data.pool, sizes.frame)
+    return dtype().itemsize * sizes.features * frames * sizes.frame / max(config.data.pool, sizes.frame)
 
 
 def _estimate(config: ml_collections.ConfigDict, sizes: _Sizes, together: int) -> tuple[float, float]:

@@ -52,6 +52,16 @@ def test_a_batch_that_has_its_features_keeps_them(folds):
     assert with_features(None, batch) is batch
 
 
+def test_an_accelerator_holds_halves_and_its_batches_are_float32(folds, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    valid = folds["valid"]
+    held, selection = Resident([valid]), Sampler(valid.lengths, 5).indices(0, 0)
+    assert held.steps.dtype == np.float16 and held.steps.nbytes == nbytes([valid])
+    made = with_features(held.steps, held.gather(valid, selection))["features"]
+    assert made.dtype == np.float32
+    np.testing.assert_allclose(made, valid.gather(selection)["features"], rtol=2**-11, atol=1e-7)
+
+
 @pytest.fixture
 def memory(monkeypatch):
     """Gives devices so many bytes."""
