@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from test_encode import RATE, tone
 
-from experiments import bench_data, bench_encode, bench_representation, bench_statistics, bench_step, bench_sweep
+from experiments import bench_data, bench_encode, bench_representation, bench_scaling, bench_statistics, bench_step, bench_sweep
 from jax_emossl import results
 from jax_emossl.comparison import Comparison
 from jax_emossl.data.audio import Extractor
@@ -62,6 +62,19 @@ def test_a_fold_is_encoded_beside_a_product_of_matrices(demo_corpus):
     made = bench_representation.measure(str(demo_corpus.path), "valid", 8, rounds=1)
     assert made["segments"] == 8 and made["model_steps"] > 8
     assert made["steps_per_second"] == pytest.approx(made["model_steps"] / made["seconds"]) and made["share_of_limit"] > 0
+
+
+def test_runs_are_started_in_one_process_and_in_two(monkeypatch):
+    started = []
+    monkeypatch.setattr(bench_scaling, "seconds", lambda corpus, layout, steps, cache: started.append((layout, steps)) or 2.0 + 0.1 * steps)
+    made = bench_scaling.measure("demo", ["1x1", "2x1"], steps=10, rounds=2)
+    assert started.count(("2x1", 11)) == 2 and started.count(("2x1", 1)) == 3
+    assert made["2x1"] == pytest.approx({"cold_s": 2.1, "cached_s": 2.1, "step_ms": 100.0})
+
+
+def test_a_run_that_fails_is_not_timed(tmp_path):
+    with pytest.raises(RuntimeError, match="nowhere"):
+        bench_scaling.seconds("nowhere", "1x1", 1, tmp_path)
 
 
 @pytest.mark.parametrize("category", [False, True])
