@@ -11,6 +11,7 @@ import numpy as np
 from jax_emossl import results, significance
 from jax_emossl.arms import ARMS
 from jax_emossl.data import normalisation
+from jax_emossl.data.folds import check_tested_once
 from jax_emossl.data.prepared import RECORDING
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import LOWER_IS_BETTER, UNSEEN
@@ -216,18 +217,9 @@ class Comparison:
         return loaded
 
     def _tested_once(self, variant: str) -> int:
-        """How many recordings a variant has tested; one that two rotations test would count as two."""
+        """How many recordings a variant has tested."""
         files = {row["folds"]: row["predictions"] for row in self.rows if row["variant"] == variant}
-        tested: dict[str, str] = {}
-        for rotation, file in files.items():
-            for name in np.unique(self._scored[file].recordings):
-                if name in tested:
-                    raise UserError(
-                        f"{self.file}: the rotations '{tested[name]}' and '{rotation}' both test the {self.unit} '{name}', "
-                        "which may be tested once: correct the folds and run the experiment in another --workdir."
-                    )
-                tested[name] = rotation
-        return len(tested)
+        return check_tested_once({rotation: self._scored[file].recordings for rotation, file in files.items()}, self.file, self.unit)
 
 
 def _check_alike(file: Path, rows: Sequence[dict], fields: Sequence[str]) -> None:

@@ -220,6 +220,19 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_anything_is_trained(
     assert not list(tmp_path.iterdir())
 
 
+def test_rotations_that_report_the_same_recordings_are_refused_before_anything_is_trained(comparison_config, demo_files, tmp_path):
+    config = comparison_config.copy_and_resolve_references()
+    (tmp_path / "again.json").write_text((demo_files / "folds.json").read_text())
+    config.data.prepared, config.data.corpus = "", "demo"
+    config.data.features, config.data.labels = (str(demo_files / f"DEMO_{name}.csd") for name in ("COVAREP", "Labels"))
+    config.data.folds = f"{demo_files / 'folds.json'},{tmp_path / 'again.json'}"
+    with pytest.raises(
+        UserError, match="data.folds: the rotations 'folds' and 'again' both test the recording '.*', which may be tested once"
+    ):
+        compare.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_rotations_and_variants_are_pretrained_and_compared_apart(comparison_config, demo_files, tmp_path, no_report):
     config = comparison_config.copy_and_resolve_references()
     folds = json.loads((demo_files / "folds.json").read_text())

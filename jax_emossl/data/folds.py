@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jax_emossl.errors import UserError
@@ -34,6 +34,19 @@ def read_folds(folds: str | Path) -> dict[str, list[str]]:
             if owner.setdefault(recording, fold) != fold:
                 raise UserError(f"{folds} has recording {recording!r} in two folds, {owner[recording]} and {fold}: keep it in one.")
     return {fold: sorted(set(table[fold])) for fold in FOLDS}
+
+
+def check_tested_once(tested: Mapping[str, Iterable[str]], source: object, unit: str) -> int:
+    """How many recordings several rotations test; UserError where two test the same one, which would count as two."""
+    by: dict[str, str] = {}
+    for rotation, recordings in tested.items():
+        for name in sorted(set(recordings)):
+            if by.setdefault(name, rotation) != rotation:
+                raise UserError(
+                    f"{source}: the rotations '{by[name]}' and '{rotation}' both test the {unit} '{name}', "
+                    "which may be tested once: correct the folds and run the experiment in another --workdir."
+                )
+    return len(by)
 
 
 def read_speakers(speakers: str | Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from jax_emossl import checkpoint, evaluation, linear, mesh, preemption, process
 from jax_emossl import config as configs
 from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora, label_budget
+from jax_emossl.data.folds import check_tested_once
 from jax_emossl.data.indices import Selection
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError, notice
@@ -37,7 +38,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     mesh.use_cpu_cores([own.train.batch_size // own.train.accumulate for own in (config.pretrain, config.finetune)])
     targets, known = corpora.targets(config.data), {}
     plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
-    # which refuse what cannot be compared, before anything is trained
+    _check_tested_once(plans, config.compare.fold)
+    # So far all that cannot be compared is refused, before anything is trained.
     print("\n".join(dict.fromkeys(plan.placement for plan in plans)), flush=True)
     for sentence in dict.fromkeys(plan.unpretrained.crop_notice(plan.unpretrained.segments("train")) for plan in plans):
         if sentence:
@@ -215,6 +217,18 @@ def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> 
         raise UserError(f"Every one of compare.label_counts is beyond the {available} labelled segments of the training fold: lower them.")
     seeds = range(config.seed, config.seed + grid.seeds)
     return [Cell("constant", 0, config.seed), *(Cell(*own) for own in itertools.product(grid.arms, budgets, seeds))]
+
+
+def _check_tested_once(plans: Sequence[_Plan], fold: str) -> None:
+    """Refuses rotations that report the same recording, as the report in the end would."""
+
+    def of(plan: _Plan) -> tuple[str, str]:
+        return plan.variant, plan.unpretrained.name
+
+    for alike in dict.fromkeys(map(of, plans)):
+        rotations = {plan.rotation: plan.unpretrained.corpus for plan in plans if of(plan) == alike}
+        tested = {rotation: corpus.units(corpus.fold(fold).recordings) for rotation, corpus in rotations.items()}
+        check_tested_once(tested, "data.folds", next(iter(rotations.values())).unit)
 
 
 def _check_budgets(cells: Sequence[Cell], corpus: Corpus) -> None:
