@@ -157,7 +157,7 @@ class _Run:
 
     @classmethod
     def of(cls, objective, members, config, mesh, resident) -> Self:
-        meshes.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
+        meshes.check_batch_size(config.train.batch_size, mesh, config.train.accumulate, objective.together)
         fixed = meshes.stack([(m.rates, run_keys(m.seed)[1]) for m in members])
         return cls(objective, Optimizer.make(config.train), members, config, mesh, resident, meshes.place_members(fixed, mesh))
 
@@ -317,19 +317,19 @@ def train_step(objective: Objective, optimizer: Optimizer, rates: Rates, key, va
 
         return jax.grad(summed, has_aux=True)(variables["params"])
 
-    gradients, sums = _added_up(part, batch, jax.random.fold_in(key, step), optimizer.accumulate)
+    gradients, sums = _added_up(part, batch, jax.random.fold_in(key, step), optimizer.accumulate, objective.together)
     gradients = jax.tree.map(lambda g: g / jnp.maximum(sums["count"], 1e-9), gradients)
     params, opt_state = optimizer.apply(gradients, opt_state, variables["params"], rates, step)
     constants = objective.follow({"params": params, "constants": constants}, progress)
     return {"params": params, "constants": constants}, opt_state, {**sums, "gradient_norm": optax.global_norm(gradients)}
 
 
-def _added_up(function: Callable, batch: Batch, key: jax.Array, parts: int) -> Any:
-    """The sum of `function` over so many parts of a batch, one after another, each with a key of its own."""
+def _added_up(function: Callable, batch: Batch, key: jax.Array, parts: int, together: int) -> Any:
+    """The sum of `function` over so many parts of a batch, one after another, each with a key of its own; rows stay `together`."""
     if parts == 1:
         return function(batch, key)
     # Every part takes some rows of every device.
-    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, together, *x.shape[1:]), 1, 0).reshape(parts, -1, *x.shape[1:]), batch)
     keys = jax.random.split(key, parts)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, meshes.member(cut, 0), keys[0]))
     return jax.lax.scan(lambda total, own: (jax.tree.map(jnp.add, total, function(*own)), None), nothing, (cut, keys))[0]

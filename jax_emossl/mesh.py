@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,9 +134,10 @@ def each(function: Callable, mesh: Mesh) -> Callable:
     return split
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Refuses a batch whose parts the devices cannot share equally."""
-    devices = mesh.shape["data"]
-    if batch_size < 1 or batch_size % (devices * accumulate):
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1, together: int = 1) -> None:
+    """Refuses a batch whose parts the devices cannot share equally, or which would part the rows that are to stay together."""
+    devices, together = mesh.shape["data"], together if accumulate > 1 else 1
+    if batch_size < 1 or batch_size % (math.lcm(devices, together) * accumulate):
         parts = f" times the {accumulate} parts of train.accumulate" if accumulate > 1 else ""
-        raise UserError(f"train.batch_size is {batch_size}, but must be a positive multiple of the {devices} devices{parts}.")
+        rows = f", and of the {together} segments of objective.together times these parts" if together > 1 else ""
+        raise UserError(f"train.batch_size is {batch_size}, but must be a positive multiple of the {devices} devices{parts}{rows}.")

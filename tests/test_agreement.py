@@ -9,8 +9,10 @@ import pytest
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
+from jax_emossl.loop import train_step
 from jax_emossl.objectives import agreement
 from jax_emossl.objectives.agreement import Agreement, contrast
+from jax_emossl.optimizer import Optimizer, Rates
 
 ENCODER = Transformer(width=16, layers=1, heads=2)
 OBJECTIVE = Agreement(ENCODER, ratio=0.5, span=2, temperature=0.1, together=4)
@@ -115,6 +117,20 @@ def test_filler_rows_and_lone_steps_count_for_nothing(params):
     lone = NUM_STEPS.copy()
     lone[3] = 1
     assert loss(params, batch() | {"num_steps": lone})["rows"] == 3  # nor does the row that had only this one beside it
+
+
+def test_the_parts_of_a_batch_keep_the_segments_of_a_recording_together(params):
+    """Apart, no segment would have another to be told from."""
+    own = {name: np.resize(array, (8, *array.shape[1:])) for name, array in batch().items()}
+    own["basis"] = np.repeat([[0, 0, 4], [0, 4, 8]], 4, axis=0).astype(np.int32)
+    optimizer = Optimizer(b2=0.98, weight_decay=0.0, clip_norm=1.0, warmup_steps=1, steps=10, accumulate=2)
+    state = optimizer.transformation().init(params)
+    variables = {"params": params, "constants": {}}
+    *_, sums = train_step(
+        OBJECTIVE, optimizer, Rates(np.float32(1e-3), np.float32(1), np.int32(0)), jax.random.key(0), variables, state, np.int32(0), own
+    )
+    assert sums["count"] == 8 and sums["gradient_norm"] > 0
+    assert sums["loss_of_constant"] / 8 == pytest.approx(np.log(4))
 
 
 def test_a_fold_is_judged_by_all_segments_of_a_recording(params):

@@ -112,3 +112,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(size):
     ):
         meshes.check_batch_size(8, mesh, 3)
     meshes.check_batch_size(24, mesh, 3)
+    with pytest.raises(UserError, match="times the 3 parts of train.accumulate, and of the 8 segments of objective.together times"):
+        meshes.check_batch_size(36, mesh, 3, 8)
+    meshes.check_batch_size(24, mesh, 3, 8)
+    meshes.check_batch_size(12, mesh, 1, 8)
