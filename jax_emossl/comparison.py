@@ -87,6 +87,7 @@ class Comparison:
                     kinds = [f"{own.corpus} in {'categories' if own.category else 'intensities'}" for own in self.parts]
                     raise UserError(f"{self.file} answers {' and '.join(kinds)}: choose one finetune.objective.head for all.")
             return
+        self._firsts: dict[tuple[str, str], Scored] = {}  # by variant and rotation
         self._scored = self._load()
         self.recordings = [self._tested_once(variant) for variant in self.variants][0]
         targets = np.unique(np.concatenate([own.target for own in self._scored.values()]))
@@ -148,20 +149,33 @@ class Comparison:
         trained = [arm for arm in self.arms(variant) if ARMS[arm].mechanism == "tuned"]
         return [arm for arm in trained if any(self.evaluations(variant, arm, budget) for budget in self.budgets(variant, arm))]
 
+    def alike(self, variant: str) -> bool:
+        """Whether a variant scores the very segments that the first does, so that the two can be paired."""
+        if len(self.parts) > 1:
+            return all(part.alike(variant) for part in self.parts)
+        one, two = ({folds: own for (name, folds), own in self._firsts.items() if name == of} for of in (self.variants[0], variant))
+        return one.keys() == two.keys() and all(
+            np.array_equal(own.recordings, two[folds].recordings) and np.array_equal(own.target, two[folds].target)
+            for folds, own in one.items()
+        )
+
     def estimate(self, variant: str, arm: str, budget: float, metric: str) -> Estimate:
         return self.runs(variant, arm, budget, metric).estimate()
 
-    def difference(self, variant: str, arm: str, other: str, budget: float, metric: str) -> Estimate | None:
-        """None where the arms do not (yet) have the same rotations and seeds."""
-        one, two = (self.runs(variant, name, budget, metric) for name in (arm, other))
+    def difference(self, variant: str, arm: str, other: str, budget: float, metric: str, of: str | None = None) -> Estimate | None:
+        """One arm less another, `of` the same variant unless said; None where they do not (yet) have the same rotations and seeds."""
+        one, two = self.runs(variant, arm, budget, metric), self.runs(variant if of is None else of, other, budget, metric)
         return one.difference(two) if (one.rotations, one.seeds) == (two.rotations, two.seeds) else None
 
-    def overall(self, variant: str, arm: str, other: str, metric: str) -> Estimate | None:
+    def overall(self, variant: str, arm: str, other: str, metric: str, of: str | None = None) -> Estimate | None:
         """One arm less another in the mean over their label counts, on a logarithmic scale; None until they have the same runs."""
-        budgets = self.budgets(variant, arm, other)
+        of = variant if of is None else of
+        budgets = [budget for budget in self.budgets(variant, arm) if budget in self.budgets(of, other)]
         labels = [self.labels(budget) for budget in budgets]
+        if not budgets:
+            return None
         try:
-            one, two = (Curve([self.runs(variant, name, budget, metric) for budget in budgets], labels) for name in (arm, other))
+            one, two = (Curve([self.runs(*own, budget, metric) for budget in budgets], labels) for own in ((variant, arm), (of, other)))
             return one.difference(two)
         except ValueError:  # some are not there yet
             return None
@@ -203,7 +217,7 @@ class Comparison:
 
     def _load(self) -> dict[str, Scored]:
         """All predictions by their path; those of one rotation must be of the same segments."""
-        loaded, firsts = {}, {}
+        loaded, firsts = {}, self._firsts
         for row in self.rows:
             file = self.out / row["predictions"]
             own = _read_scored(file, len(self.classes), self.category)

@@ -39,7 +39,7 @@ def write(out: Path) -> str:
     )  # fmt: skip
     document = templates.get_template("report.md").render(
         c=c, title=title, table=files.table, figure=files.figure, figures=figures, replicates=significance.REPLICATES,
-        scores=scores, differences=differences, labels_needed=labels_needed, emotions=emotions, choices=choices,
+        scores=scores, differences=differences, beside_first=beside_first, labels_needed=labels_needed, emotions=emotions, choices=choices,
         full_names=FULL_NAMES, lower_is_better=LOWER_IS_BETTER,
     )  # fmt: skip
     document = re.sub(r"\n{3,}", "\n\n", document).strip() + "\n"
@@ -100,6 +100,23 @@ def differences(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFra
     rows = [[c.budget_name(b), *(_cell(own[i], "+.3f") for own in columns)] for i, b in enumerate(budgets)]
     rows.insert(0, ["mean", *(_cell(c.overall(variant, arm, other, metric), "+.3f") for metric in c.headline)])
     return pd.DataFrame(rows, columns=["labels", *(FULL_NAMES[metric] for metric in c.headline)])
+
+
+def beside_first(c: Comparison, metric: str) -> pd.DataFrame:
+    """Every other variant less the first, arm by arm: the mean over label counts, and each; what is the same in both is left out."""
+    first, rows = c.variants[0], []
+    for variant in (own for own in c.variants[1:] if c.alike(own)):
+        for arm in (own for own in c.arms(variant) if own in c.arms(first)):
+            overall = c.overall(variant, arm, arm, metric, first)
+            if overall is None or overall.low == overall.high == 0:
+                continue
+            budgets = c.budgets(variant, arm)
+            each = significance.holm(
+                [c.difference(variant, arm, arm, b, metric, first) if b in c.budgets(first, arm) else None for b in budgets]
+            )
+            cells = dict(zip(budgets, each, strict=True))
+            rows.append([f"{variant}: {arm}", *(_cell(own, "+.3f") for own in (overall, *(cells.get(b) for b in c.budgets(first))))])
+    return pd.DataFrame(rows, columns=["variant: arm", "mean", *map(c.budget_name, c.budgets(first))])
 
 
 def labels_needed(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:

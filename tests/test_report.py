@@ -6,6 +6,7 @@ from pathlib import Path
 
 import make_comparison
 import numpy as np
+import pandas as pd
 import pytest
 
 from jax_emossl import readme, report, results
@@ -137,6 +138,25 @@ def test_variants_have_their_scores_and_differences(changed, undrawn):
     assert "## Variant: longer, twice" in (out / "report.md").read_text()
     for name in ("uar", "difference_scratch"):
         assert (out / "tables" / f"{name}_longer_twice.csv").read_text() == (out / "tables" / f"{name}.csv").read_text()
+
+
+def test_variants_stand_beside_the_first_where_they_score_the_same_segments(changed, undrawn):
+    def variants(table):
+        for name, take in (("swapped", {"pretrained": "scratch", "scratch": "pretrained"}), ("same", {}), ("elsewhere", {})):
+            by_cell = {(r["arm"], r["folds"], r["budget"], r["seed"]): r for r in table["runs"] if r["variant"] == ""}
+            for arm, *cell in by_cell:
+                table["runs"].append(by_cell[take.get(arm, arm), *cell] | {"arm": arm, "variant": name})
+        for row in table["runs"]:
+            if row["variant"] == "elsewhere" and row["folds"] == "b":
+                row |= {"folds": "c"}
+
+    out = changed(variants)
+    report.write(out)
+    beside = pd.read_csv(out / "tables" / "variants.csv")
+    own = pd.read_csv(out / "tables" / "difference_scratch.csv")["unweighted average recall"].tolist()
+    assert beside["variant: arm"].tolist() == ["swapped: pretrained", "swapped: scratch"]
+    assert beside.iloc[1, 1:].tolist() == own
+    assert beside.iloc[0, 1].startswith("-") and "Every variant less the first" in (out / "report.md").read_text()
 
 
 def test_a_report_of_the_validation_fold_says_so(changed, undrawn):
