@@ -1,10 +1,13 @@
 """The card of a run: all that its encoder and its head need besides their weights, so that prediction needs no corpus."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from jax_emossl import processes
 from jax_emossl.checkpoint import FOLDER
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import texts
@@ -13,6 +16,14 @@ from jax_emossl.workdir import write_atomically
 
 FILE = "card.json"
 NOT_A_CARD = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
+
+
+@contextlib.contextmanager
+def _undamaged(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, *NOT_A_CARD) as error:
+        raise UserError(f"{file} is damaged ({type(error).__name__}): train anew.") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +65,18 @@ class Card:
 
     @classmethod
     def load(cls, workdir: Path) -> Self:
-        """Raises UserError where `workdir` is not that of a run that has trained an encoder."""
+        """Raises UserError where `workdir`, which of several processes the first reads, is not that of a run that has trained an encoder."""
         file = workdir / FILE
-        if not file.is_file() or not (workdir / FOLDER).is_dir():
-            raise UserError(f"init_from is '{workdir}', which holds no checkpoint: give the workdir of a finished pretraining.")
-        try:
-            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, *NOT_A_CARD) as error:
-            raise UserError(f"{file} is damaged ({type(error).__name__}): train anew.") from error
+
+        def read() -> dict:
+            if not file.is_file() or not (workdir / FOLDER).is_dir():
+                raise UserError(f"init_from is '{workdir}', which holds no checkpoint: give the workdir of a finished pretraining.")
+            with _undamaged(file):
+                return json.loads(file.read_text(encoding="utf-8"))
+
+        table = processes.of_first(read)
+        with _undamaged(file):
+            return cls.from_json(table)
 
     @classmethod
     def from_json(cls, table: dict) -> Self:

@@ -64,7 +64,7 @@ def digest(tree: Any) -> dict[str, str]:
 class Checkpoints:
     """The latest two checkpoints of a run, each whole or absent, and each with the variables of the best step so far.
 
-    Of several processes the first alone has them: each holds the state whole, and a folder that all share is not needed.
+    Of several processes the first alone has them, and a folder that all share is not needed: each is to give snapshots whole.
     """
 
     def __init__(self, workdir: Path):
@@ -163,7 +163,7 @@ def _manager(workdir: Path, read_only: bool) -> ocp.CheckpointManager:
         own, _ = processes.part()
         alone = {"multiprocessing_options": MultiprocessingOptions(own, {own}), "create": False}
         if not read_only:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=_LATEST, cleanup_tmp_directories=not read_only, read_only=read_only, **alone)
     try:
         return ocp.CheckpointManager(folder, options=options)
@@ -232,7 +232,21 @@ class Best:
 
 
 def load_best(workdir: Path) -> Best:
-    """The best step of the run in `workdir`, from its newest intact checkpoint; UserError where none has been evaluated."""
+    """The best step of the run in `workdir`, from its newest intact checkpoint; UserError where none has been evaluated.
+
+    Of several processes the first reads it, for all.
+    """
+    own: list[Best] = []
+
+    def described() -> tuple[int, Any]:
+        own.append(_load_best(workdir))
+        return own[0].step, own[0].calibration
+
+    step, calibration = processes.of_first(described)
+    return Best(step, processes.tree_of_first(lambda: own[0].variables), calibration)
+
+
+def _load_best(workdir: Path) -> Best:
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} holds no checkpoint: give the workdir of a finished run.")
     manager = _manager(workdir, read_only=True)

@@ -76,13 +76,8 @@ class Experiment:
         return self.config.train.batch_size, self.config.data.bucket_growth
 
     def check_alike(self) -> None:
-        """UserError in all of several processes whose corpora, or encoders to start from, differ."""
-        processes.check_alike(
-            lambda: {
-                **{f"the corpus {corpus.name}": corpus.digest for corpus, _ in self.sources},
-                "the encoder it starts from": checkpoint.digest(self.encoder),
-            }
-        )
+        """UserError in all of several processes whose corpora differ."""
+        processes.check_alike(lambda: {f"the corpus {corpus.name}": corpus.digest for corpus, _ in self.sources})
 
     def segments(self, *folds: str) -> Segments:
         """Those of some folds; a corpus may lack one. What serves as enrolment is left out of those that are held out."""

@@ -108,10 +108,11 @@ def fit(
     settings, mesh, real = config.train, meshes.make(len(members)), len(members)
     run = _Run.of(objective, meshes.padded(members, mesh), config, mesh, resident)
     now = run.begin()
-    with processes.as_one():
-        if checkpoints:
-            now = checkpoints.latest(now) or now
-    now = run.as_first(now)
+    if checkpoints:
+        like = run.whole(now)
+        with processes.as_one():
+            now = checkpoints.latest(like) or like
+        now = run.as_first(now)
     log = scalars(now.step) if scalars else None
     running: list[tuple[int, dict]] = []  # steps whose sums are still on the device
     due = False  # whether they are to be logged
@@ -130,7 +131,7 @@ def fit(
             if evaluated and run.sound(now):
                 now = run.evaluated(now, log)
             if checkpoints and (evaluated or preempted) and run.sound(now):
-                checkpoints.save(now)
+                checkpoints.save(run.whole(now))
             if preempted and run.sound(now):
                 raise preemption.Preempted
             if not run.alive(now):
@@ -169,12 +170,20 @@ class _Run:
         variables = self.with_standards({"params": params, "constants": constants})
         return Snapshot(0, variables, opt_state, jax.tree.map(jnp.copy, variables), progress)
 
+    def whole(self, now: Snapshot) -> Snapshot:
+        """As it is saved: of several processes, which have some members each, all that they have, off the devices."""
+        if not processes.several():
+            return now
+        return dataclasses.replace(
+            now, variables=meshes.fetch(now.variables), opt_state=meshes.fetch(now.opt_state), best=meshes.fetch(now.best)
+        )
+
     def as_first(self, now: Snapshot) -> Snapshot:
         """What the first of several processes has restored or made anew, in all of them."""
         if not processes.several():
             return now
         step, progress = processes.of_first(lambda: (now.step, now.progress))
-        state = processes.arrays_of_first(jax.device_get({"variables": now.variables, "opt_state": now.opt_state, "best": now.best}))
+        state = processes.arrays_of_first({"variables": now.variables, "opt_state": now.opt_state, "best": now.best})
         return Snapshot(step, **meshes.place_members(state, self.mesh), progress=progress)
 
     def with_standards(self, variables: Variables) -> Variables:
@@ -200,7 +209,7 @@ class _Run:
             return
         growth, together = self.config.data.bucket_growth, self.objective.together
         samplers = [
-            Sampler(m.train.lengths, self.config.train.batch_size, m.crop, growth, m.train.basis[:, 1], together, processes.part())
+            Sampler(m.train.lengths, self.config.train.batch_size, m.crop, growth, m.train.basis[:, 1], together, meshes.part(self.mesh))
             for m in self.members
         ]
         own = zip(self.members, samplers, strict=True)

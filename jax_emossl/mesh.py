@@ -22,14 +22,10 @@ _CONTAINER = Path("/sys/fs/cgroup/memory.max")  # Linux: bytes, or "max" for all
 
 @functools.cache
 def make(members: int) -> Mesh:
-    """All devices: as many as divide them go to the members, the rest to the rows of each.
-
-    Every one of several processes has a share of each member's rows, and holds the members' state whole.
-    """
-    own = jax.local_device_count()
-    shares = max(n for n in range(1, min(members, own) + 1) if own % n == 0)
-    devices = sorted(jax.devices(), key=lambda device: device.process_index)  # so that the rows of each are neighbours
-    return Mesh(np.array(devices).reshape(-1, shares, own // shares).swapaxes(0, 1).reshape(shares, -1), ("members", "data"))
+    """All devices, those of several processes too: as many as divide them go to the members, the rest to the rows of each."""
+    devices = sorted(jax.devices(), key=lambda device: device.process_index)  # so that what each process has are neighbours
+    shares = max(n for n in range(1, min(members, len(devices)) + 1) if len(devices) % n == 0)
+    return Mesh(np.array(devices).reshape(shares, -1), ("members", "data"))
 
 
 def use_cpu_cores(batch_sizes: Sequence[int]) -> None:
@@ -74,11 +70,16 @@ def place_members(tree: Any, mesh: Mesh) -> Any:
     return _placed(tree, NamedSharding(mesh, PartitionSpec("members")))
 
 
+def part(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every member's rows this process prepares, and of how many: all of them where processes share out members."""
+    return processes.part() if mesh.shape["members"] == 1 else (0, 1)
+
+
 def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Rows (M, B, ...), each member's shared out over its devices; of several processes, each gives its part of them."""
-    sharding, (_, parts) = NamedSharding(mesh, PartitionSpec("members", "data")), processes.part()
+    """Rows (M, B, ...), each member's shared out over its devices; of several processes, each gives those of its `part`."""
+    sharding, (_, parts) = NamedSharding(mesh, PartitionSpec("members", "data")), part(mesh)
     if parts == 1:
-        return jax.device_put(batch, sharding)
+        return _placed(batch, sharding)
     shapes = {name: (len(rows), parts * rows.shape[1], *rows.shape[2:]) for name, rows in batch.items()}
     return {name: jax.make_array_from_process_local_data(sharding, rows, shapes[name]) for name, rows in batch.items()}
 

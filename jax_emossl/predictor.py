@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from jax_emossl import mesh as meshes
-from jax_emossl import processes
 from jax_emossl.data.batches import Batch, Segments
 from jax_emossl.data.indices import Selection, in_order
 from jax_emossl.objectives import Objective, Outputs, Variables
@@ -47,7 +46,7 @@ def predict_rows(
     before = None
     for selections in in_order([part.lengths for part in parts], batch_size, growth, mesh.shape["data"]):
         rows = {
-            part: gather(part, own.part(*processes.part())) for part, own in dict(zip(parts, selections, strict=True)).items()
+            part: gather(part, own.part(*meshes.part(mesh))) for part, own in dict(zip(parts, selections, strict=True)).items()
         }  # members may share theirs
         batch = meshes.place_rows(meshes.stack([rows[part] for part in parts]), mesh)
         made = _predict(objective, mesh, steps, variables, batch)

@@ -135,21 +135,27 @@ def exchanged(text: str) -> list[str]:
     return [row[:length].tobytes().decode() for row, length in zip(said.reshape(len(lengths), -1), lengths, strict=True)]
 
 
+class _Shared(UserError):
+    """A mistake that all processes have heard of."""
+
+
 @contextlib.contextmanager
 def as_one() -> Iterator[None]:
-    """A mistake that any process finds within is raised in all, once each has come to the end."""
+    """A mistake that any process finds within is raised in all, once each has come to the end, or to where it is to hear of others."""
     if not several():
         yield
         return
     own = ""
     try:
         yield
+    except _Shared:
+        raise
     except UserError as error:
         own = str(error)
     said = exchanged(own)
     for process, sentence in enumerate(said):
         if sentence:
-            raise UserError(sentence if len(set(said)) == 1 else f"Process {process}: {sentence}")
+            raise _Shared(sentence if len(set(said)) == 1 else f"Process {process}: {sentence}")
 
 
 def of_first(function: Callable[[], Any]) -> Any:
@@ -168,6 +174,24 @@ def arrays_of_first(tree: Any) -> Any:
     # As bytes, since they are added up to zeros on the way, which would take the sign of a zero.
     sent = multihost_utils.broadcast_one_to_all(jax.tree.map(lambda array: np.frombuffer(array.tobytes(), np.uint8), tree))
     return jax.tree.map(lambda content, array: content.view(array.dtype).reshape(array.shape), sent, tree)
+
+
+def tree_of_first(made: Callable[[], Any]) -> Any:
+    """The nested dicts of NumPy arrays that `made` gives in the first process, where alone it is called, in all, bit by bit."""
+    if not several():
+        return made()
+    own = []
+
+    def described() -> Any:
+        own.append(made())
+        return jax.tree.map(lambda array: ",".join([array.dtype.name, *map(str, array.shape)]), own[0])
+
+    def like(description: str) -> np.ndarray:
+        dtype, *shape = description.split(",")
+        return np.zeros(tuple(map(int, shape)), jnp.dtype(dtype))
+
+    empty = jax.tree.map(like, of_first(described))
+    return arrays_of_first(own[0] if own else empty)
 
 
 def check_alike(own: Callable[[], dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from jax_emossl import __version__, workdir
+from jax_emossl import __version__, processes, workdir
 from jax_emossl.arms import ARMS
 from jax_emossl.errors import UserError
 from jax_emossl.metrics import Report
@@ -43,7 +43,9 @@ def row(
 
 
 def write(path: Path, rows: Sequence[dict], config: ml_collections.ConfigDict) -> None:
-    """Writes results.json whole or not at all."""
+    """Writes results.json whole or not at all; of several processes the first does."""
+    if not processes.first():
+        return
     command = shlex.join(["python", "-m", "jax_emossl.main", *sys.argv[1:]])
     table = {"runs": list(rows), "config": workdir.plain(config), "command": command, "version": __version__, "commit": _commit()}
     workdir.write_atomically(path, json.dumps(table, indent=1, allow_nan=False))
@@ -61,11 +63,12 @@ def _commit() -> str | None:
 
 
 def keep_predictions(out: Path, name: Path, **arrays: np.ndarray) -> str:
-    """Keeps arrays beside results.json, whole or not at all; returns their path within `out`."""
+    """Keeps arrays beside results.json, whole or not at all; returns their path within `out`. Of several processes the first does."""
     file = out / PREDICTIONS / name.with_name(name.name + ".npz")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(stream := io.BytesIO(), **arrays)
-    workdir.write_atomically(file, stream.getvalue())
+    if processes.first():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(stream := io.BytesIO(), **arrays)
+        workdir.write_atomically(file, stream.getvalue())
     return str(file.relative_to(out))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from jax_emossl import linear, mesh
+from jax_emossl import linear, mesh, processes
 from jax_emossl.arms import ARMS
 from jax_emossl.averaging import averaged
 from jax_emossl.checkpoint import Checkpoints
@@ -47,7 +47,8 @@ def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> 
     ended = iter(_fit(study, cells, grids, under_way, f"{words} {cells[0].arm} to {cells[-1].arm}".strip()))
     trained = [[(training, next(ended)) for training in grid] for grid in grids]
     yield list(zip(cells, _answers(study, cells, trained), strict=True))
-    shutil.rmtree(under_way, ignore_errors=True)
+    if processes.first():
+        shutil.rmtree(under_way, ignore_errors=True)
 
 
 def _grid(study: Study, cell: Cell) -> list[Experiment]:
@@ -107,6 +108,6 @@ def _members_at_once(study: Study, training: Experiment) -> int:
     per_step = 40 * model.width + 6 * model.get("heads", 0) * length
     activations = 4 * model.layers * settings.batch_size // settings.accumulate * length * per_step
     platform, devices = jax.devices()[0].platform, jax.device_count()
-    free = _MEMORY_SHARE * mesh.device_memory() / (devices if platform == "cpu" else 1)
+    free = _MEMORY_SHARE * processes.of_first(mesh.device_memory) / (devices if platform == "cpu" else 1)
     together = free / state if platform == "cpu" else free / (state + activations)  # on CPU they take turns
     return max(1, min(int(together), _MOST_MEMBERS.get(platform, 10**6) // devices)) * devices

@@ -10,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, same
 from faults.processes import ARGUMENTS, QUICK, Run, wait
 
+from configs import quickstart
 from jax_emossl import processes, results
+from jax_emossl.config import flat
 
 STEPS = {"train.steps": 12, "train.eval_every": 4, "train.log_every": 2}
 
@@ -192,10 +194,57 @@ def test_a_disk_that_is_full_ends_all(again):
     assert second[0] not in (0, 2)
 
 
-def test_a_comparison_is_refused(again):
-    again.run.arguments[:] = [f"--config={ROOT / 'configs' / 'quickstart.py'}"]
-    said = sentences(again.finish())
-    assert len(said) == 2 and "A comparison runs in one process: pretrain in several" in said[0]
+@pytest.fixture(scope="module")
+def comparing(demo_folder):
+    """Arguments of a comparison whose six trainings do not share out evenly over four devices."""
+    known = flat(quickstart.get_config().to_dict())
+    tiny = {f"{part}{name}": value for name, value in TINY.items() for part in ("", "pretrain.", "finetune.")}
+    fields = {
+        **{name: value for name, value in tiny.items() if name in known},
+        "data.prepared": demo_folder, "pretrain.train.crop": 2.56, "pretrain.objective.span": 0.64,
+        "finetune.train.steps": 24, "finetune.train.epochs": 0, "finetune.train.eval_every": 4, "compare.seeds": 3,
+        "compare.label_counts": "(12,)", "compare.learning_rates": "(3e-3,)", "compare.strategies": "('linear', 'full')",
+        "compare.arms": "('pretrained', 'scratch', 'frozen')",
+    }  # fmt: skip
+    return [f"--config={ROOT / 'configs' / 'quickstart.py'}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+
+@pytest.fixture(scope="module")
+def compared(comparing, tmp_path_factory):
+    """A comparison of two processes that nothing interrupted."""
+    made = Processes(tmp_path_factory.mktemp("compared"), comparing)
+    ends = made.finish()
+    assert [code for code, *_ in ends] == [0, 0], print(*map(str, ends), sep="\n")
+    return made
+
+
+def answered(run):
+    """Rows without what names the run, and what was predicted."""
+    return rows(run), {row["predictions"]: results.load_arrays(run.workdir / row["predictions"]) for row in rows(run) if "classes" in row}
+
+
+def test_two_processes_compare_as_one_does_on_as_many_devices(compared, comparing, tmp_path):
+    alone = Run(tmp_path, comparing)
+    subprocess.run(alone.command, cwd=tmp_path, env=environment(4), check=True, capture_output=True)
+    assert not any(compared.folders[1].iterdir()) and (compared.run.workdir / "report.html").exists()
+    for own, other in zip(rows(compared.run), rows(alone), strict=True):
+        assert [own[name] for name in ("arm", "budget", "seed", "step")] == [other[name] for name in ("arm", "budget", "seed", "step")]
+        assert own["metrics"]["mae"] == pytest.approx(other["metrics"]["mae"], rel=1e-2)
+        assert own["metrics"]["auroc"] == pytest.approx(other["metrics"]["auroc"], abs=0.02)
+
+
+def test_a_comparison_that_a_signal_to_one_stops_goes_on_bit_by_bit(compared, comparing, tmp_path):
+    again = Processes(tmp_path, comparing)
+    first, second = again.start()
+    assert wait(second, lambda: [*again.run.workdir.glob("in_progress/**/checkpoints/8")])
+    second.send_signal(signal.SIGTERM)
+    ends = ended([first, second])
+    assert [code for code, *_ in ends] == [75, 75], ends
+    assert {row["arm"] for row in rows(again.run)} == {"constant", "frozen"}
+    assert [code for code, *_ in again.finish()] == [0, 0]
+    (own, said), (wanted, expected) = answered(again.run), answered(compared.run)
+    assert own == wanted
+    same(said, expected)
 
 
 def join(*arguments):

@@ -30,22 +30,20 @@ _MOST_SHOWN = 2000  # segments in the embedding map
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (variant, rotation, arm, label count, seed) that `out` does not hold yet; returns all rows."""
-    if processes.several():
-        raise UserError(
-            "A comparison runs in one process: pretrain in several with configs/pretrain.py, then compare in one "
-            "(--num_processes=1) with --config.compare.pretrain_on=WORKDIR."
-        )
     mesh.use_cpu_cores([own.train.batch_size // own.train.accumulate for own in (config.pretrain, config.finetune)])
-    targets, known = corpora.targets(config.data), {}
-    plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
-    _check_tested_once(plans, config.compare.fold)
+    with processes.as_one():
+        targets, known = corpora.targets(config.data), {}
+        plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
+        _check_tested_once(plans, config.compare.fold)
+    for plan in plans:
+        plan.unpretrained.check_alike()
     # So far all that cannot be compared is refused, before anything is trained.
     print("\n".join(dict.fromkeys(plan.placement for plan in plans)), flush=True)
     for sentence in dict.fromkeys(plan.unpretrained.crop_notice(plan.unpretrained.segments("train")) for plan in plans):
         if sentence:
             notice(sentence)
     file = out / results.RESULTS_FILE
-    rows = results.read(file)["runs"] if file.exists() else []
+    rows = processes.of_first(lambda: results.read(file)["runs"] if file.exists() else [])
     with tqdm(total=sum(len(plan.cells) for plan in plans), desc="comparing", unit="cell", leave=False, disable=None) as bar:
         for plan in plans:
             if known_already := plan.answered_by(rows):
@@ -56,7 +54,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
             if not missing:
                 continue
             study = Study.make(plan.config, plan.pretrain())
-            if plan.pretrains and plan.trains and not (out / results.ILLUSTRATION).exists():
+            if plan.pretrains and plan.trains and not processes.of_first((out / results.ILLUSTRATION).exists):
                 _illustrate(study, plan)
             for mechanism, cells in itertools.groupby(missing, lambda cell: ARMS[cell.arm].mechanism):
                 under_way = out / _IN_PROGRESS / plan.place
@@ -66,7 +64,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
                     bar.update(len(answered))
                     preemption.stop_if_requested()
     print("\n".join(dict.fromkeys(plan.context() for plan in plans)))
-    print(report.write(out))
+    print(processes.of_first(lambda: report.write(out)))
     return rows
 
 
@@ -103,7 +101,7 @@ class _Plan:
         source = config.compare.pretrain_on
         pretrainings = [configs.part(config, "pretrain", seed=config.seed + k) for k in range(config.compare.pretrainings)]
         own = [known.setdefault(p.to_json_best_effort(), first / (f"seed{p.seed}" if k else "")) for k, p in enumerate(pretrainings)]
-        folders = [Path(source)] if Path(source, "card.json").is_file() else own
+        folders = [Path(source)] if processes.of_first(Path(source, "card.json").is_file) else own
         grid = {**config.compare, "arms": (), "label_counts": (), "seeds": 0, "variants": (), "pretrain_on": ""}
         twins = known.setdefault(repr((configs.part(config, "finetune").to_json_best_effort(), grid)), [])
         plan = cls(config, out, name, rotation, folders, experiment, cells, [*twins])
@@ -165,7 +163,7 @@ class _Plan:
             return [self.unpretrained]
         for k, folder in enumerate(self.folders if self.trains else ()):
             config = configs.part(self.config, "pretrain", seed=self.config.seed + k)
-            workdir.enter(folder, config)
+            processes.of_first(lambda own=(folder, config): workdir.enter(*own))
             train.run(config, folder)
         return [build(configs.part(self.config, "finetune", init_from=str(own)), self.unpretrained.corpus) for own in self.folders]
 

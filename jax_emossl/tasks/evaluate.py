@@ -20,13 +20,11 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     with processes.as_one():
         experiment, best, num_labels = _restored(config)
     experiment.check_alike()
-    processes.check_alike(lambda: {"the weights": checkpoint.digest(best.variables)})
     preemption.stop_if_requested()
     valid = experiment.segments("valid")
     rows = evaluation.rows(experiment, _calibrated(experiment, best, valid), config.fold, num_labels)
     preemption.stop_if_requested()
-    if processes.first():
-        results.write(out / results.RESULTS_FILE, rows, config)
+    results.write(out / results.RESULTS_FILE, rows, config)
     print(evaluation.summary(experiment, rows, valid))
     return rows
 

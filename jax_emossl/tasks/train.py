@@ -55,7 +55,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> list[dict]:
     rows = []
     for fold in (fold for fold in ("valid", "test") if len(experiment.segments(fold))):  # a pretraining may lack a test fold
         rows += evaluation.rows(experiment, fitted, fold, card.num_labels)
-    if processes.first():
-        results.write(file, rows, config)
+    results.write(file, rows, config)
     print(evaluation.summary(experiment, rows, valid))
     return rows
