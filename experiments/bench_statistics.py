@@ -127,8 +127,8 @@ def main() -> None:
         timed(f"{first} of one difference", lambda: c.difference("", "pretrained", "scratch", 30, first))
         for metric in c.headline:
             timed(f"{metric} of all arms and counts", lambda m=metric: [c.estimate("", arm, b, m) for arm in arms for b in c.budgets("")])
-            pairs = [(other, b) for other in c.baselines("") for b in c.budgets("")]
-            timed(f"{metric} of all differences", lambda m=metric, p=pairs: [c.difference("", "pretrained", *own, m) for own in p])
+            pairs = [(*pair, b) for pair in c.pairs("") for b in c.budgets("")]
+            timed(f"{metric} of all differences", lambda m=metric, p=pairs: [c.difference("", *own, m) for own in p])
     if "map" in parts:
         timed("embedding map", lambda: figures.embedding_map(results.load_arrays(args.folder / results.ILLUSTRATION), "recording"))
     if "report" in parts:

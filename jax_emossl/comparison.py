@@ -113,10 +113,15 @@ class Comparison:
         present = {row["arm"] for row in self.rows if row["variant"] == variant}
         return [arm for arm in ARMS if arm in present]
 
-    def baselines(self, variant: str) -> list[str]:
-        """Arms that `pretrained` is to be compared with."""
-        arms = self.arms(variant)
-        return [arm for arm in arms if ARMS[arm].baseline] if "pretrained" in arms else []
+    def pairs(self, variant: str) -> list[tuple[str, str]]:
+        """Arms to be compared: `pretrained` with every baseline, and what reads its encoder beside something else with what reads that alone."""
+        arms = [ARMS[arm] for arm in self.arms(variant)]
+        made = [("pretrained", other.name) for other in arms if other.baseline and "pretrained" in self.arms(variant)]
+        for arm, other in itertools.product(arms, arms):
+            alike = (arm.mechanism, arm.self_trained) == (other.mechanism, other.self_trained)
+            if alike and arm.reads == ("pretrained", *other.reads):
+                made.append((arm.name, other.name))
+        return made
 
     def budgets(self, variant: str, *arms: str) -> list[float]:
         """Budgets that all these arms have, or without arms those that any has, from few labels to many."""

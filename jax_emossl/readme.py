@@ -41,16 +41,19 @@ def inserted(text: str, name: str, tables: str, page: Path) -> str:
 
 
 def summarised(c: Comparison) -> dict:
-    """The main variant's headline metrics as JSON: every arm and its difference from scratch, at every label count."""
+    """The main variant's headline metrics as JSON: every arm, and what pretraining adds to scratch and to functionals, at every label count."""
     variant, tables = c.variants[0], {}
     arms = c.arms(variant)
+    pairs = [(arm, other) for arm, other in c.pairs(variant) if other == "scratch" or arm != "pretrained"]
     for metric in c.headline:
         tables[metric] = {"constant": c.constant(metric), "rows": []}
         for budget in c.budgets(variant):
             have = {arm: c.estimate(variant, arm, budget, metric) for arm in arms if budget in c.budgets(variant, arm)}
             row = {"labels": c.budget_name(budget), "arms": {arm: round(own.value, 6) for arm, own in have.items()}}
-            gain = c.difference(variant, "pretrained", "scratch", budget, metric) if {"pretrained", "scratch"} <= have.keys() else None
-            tables[metric]["rows"].append(row | {"pretrained less scratch": gain and _numbers(gain)})
+            for pair in pairs:
+                gain = c.difference(variant, *pair, budget, metric) if {*pair} <= have.keys() else None
+                row[" less ".join(pair)] = gain and _numbers(gain)
+            tables[metric]["rows"].append(row)
     about = {name: getattr(c, name) for name in ("corpus", "fold", "seeds", "recordings", "unit", "command", "version", "commit")}
     return about | {"rotations": len(c.rotations), "tables": tables}
 
@@ -67,11 +70,12 @@ def rendered(summary: dict) -> str:
     for metric, table in summary["tables"].items():
         arms = list(table["rows"][0]["arms"])
         best = min if metric in LOWER_IS_BETTER else max
-        lines = [["labels", *arms, "constant", "pretrained less scratch [95 %]"]]
+        gains = [name for name in table["rows"][0] if " less " in name]
+        lines = [["labels", *arms, "constant", *(f"{name} [95 %]" for name in gains)]]
         for row in table["rows"]:
             winner = best(row["arms"].values())
             cells = [f"**{row['arms'][arm]:.3f}**" if row["arms"].get(arm) == winner else _number(row["arms"].get(arm)) for arm in arms]
-            lines.append([row["labels"], *cells, _number(table["constant"]), _interval(row["pretrained less scratch"])])
+            lines.append([row["labels"], *cells, _number(table["constant"]), *(_interval(row[name]) for name in gains)])
         body = ["| " + " | ".join(line) + " |" for line in lines]
         better = "lower" if metric in LOWER_IS_BETTER else "higher"
         head = f"{FULL_NAMES[metric][0].upper()}{FULL_NAMES[metric][1:]}, {better} is better:"

@@ -28,7 +28,7 @@ def changed(folder, tmp_path):
 
 
 def test_arms_stand_in_the_order_of_the_registry_without_the_constant(comparison):
-    assert comparison.arms("") == ["pretrained", "scratch"] and comparison.baselines("") == ["scratch"]
+    assert comparison.arms("") == ["pretrained", "scratch"] and comparison.pairs("") == [("pretrained", "scratch")]
 
 
 def test_an_arm_of_the_registry_from_outside_the_package_is_welcome(changed, monkeypatch):
@@ -38,7 +38,17 @@ def test_an_arm_of_the_registry_from_outside_the_package_is_welcome(changed, mon
         for row in table["runs"]:
             row["arm"] = {"scratch": "toy"}.get(row["arm"], row["arm"])
 
-    assert Comparison(changed(other)).baselines("") == ["toy"]
+    assert Comparison(changed(other)).pairs("") == [("pretrained", "toy")]
+
+
+def test_what_reads_the_encoder_beside_functionals_is_compared_with_these_alone(changed):
+    def other(table):
+        table["runs"] = [
+            row | {"arm": {"pretrained": "pretrained+functionals", "scratch": "functionals"}.get(row["arm"], row["arm"])}
+            for row in table["runs"]
+        ]
+
+    assert Comparison(changed(other)).pairs("") == [("pretrained+functionals", "functionals")]
 
 
 def test_an_arm_that_the_registry_lacks_is_named(changed):
