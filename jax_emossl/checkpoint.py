@@ -69,7 +69,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         self._workdir = workdir
-        with _storage(workdir):
+        with processes.as_one(), _storage(workdir):
             self._manager = _manager(workdir, read_only=False) if processes.first() else None
 
     def save(self, snapshot: Snapshot) -> None:

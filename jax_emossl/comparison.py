@@ -128,7 +128,7 @@ class Comparison:
         have = [
             {row["budget"] for row in self.rows if (row["variant"], row["arm"]) == (variant, arm)} for arm in arms or self.arms(variant)
         ]
-        own = set.intersection(*have) if arms else set.union(*have)
+        own = set.intersection(*have) if arms else set().union(*have)
         if len(self.parts) > 1:  # what each of them has
             own = own.intersection(*(part.budgets(variant, *arms) for part in self.parts))
         return sorted(own, key=self.labels)

@@ -263,6 +263,7 @@ class _Run:
                 value, calibration, report = assess(self.objective, made, member.valid.labels)
                 own = _judge(own, self.objective.selection, value, calibration, now.step)
             judged.append(own)
+        judged = processes.of_first(lambda: judged)  # the last digits of others' may differ
         improved = np.array([own["best_step"] == now.step for own in judged])
         best = _choose(meshes.place_members(improved, self.mesh), variables, now.best)
         now = dataclasses.replace(now, variables=variables, best=best, progress={**now.progress, "members": judged})
@@ -337,7 +338,7 @@ def _added_up(function: Callable, batch: Batch, key: jax.Array, parts: int, toge
     """The sum of `function` over so many parts of a batch, one after another, each with a key of its own; rows stay `together`."""
     if parts == 1:
         return function(batch, key)
-    # Every part takes some rows of every device.
+    # Every part takes rows from all over the batch, and so of every device.
     cut = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, together, *x.shape[1:]), 1, 0).reshape(parts, -1, *x.shape[1:]), batch)
     keys = jax.random.split(key, parts)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, meshes.member(cut, 0), keys[0]))

@@ -123,7 +123,7 @@ def first() -> bool:
 
 
 def part() -> tuple[int, int]:
-    """Which part of every batch this process feeds, and of how many."""
+    """Which part of every batch of one training this process feeds, and of how many; see `mesh.part` for several trainings."""
     return (jax.process_index(), jax.process_count()) if several() else (0, 1)
 
 

@@ -108,7 +108,7 @@ def beside_first(c: Comparison, metric: str) -> pd.DataFrame:
     for variant in (own for own in c.variants[1:] if c.alike(own)):
         for arm in (own for own in c.arms(variant) if own in c.arms(first)):
             overall = c.overall(variant, arm, arm, metric, first)
-            if overall is None or overall.low == overall.high == 0:
+            if overall is None or overall.value == 0 and not overall.low < 0:  # the same answers
                 continue
             budgets = c.budgets(variant, arm)
             each = significance.holm(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_emossl import mesh as meshes
+from jax_emossl import processes
 from jax_emossl.data.batches import Batch, Segments
 from jax_emossl.data.indices import Selection, in_order
 from jax_emossl.errors import UserError
@@ -85,9 +86,10 @@ def is_resident(how: str, size: float, together: bool) -> bool:
     """Whether `size` bytes of model steps stay on every device, by `data.resident`.
 
     A training alone needs them there only if it is told so; those that run `together` share them. The answer depends on what memory the
-    machine has, not on what is free, so that a run resumed does as it did. UserError where they are to stay, but cannot.
+    machine has (that of the first of several processes), not on what is free, so that a run resumed does as it did. UserError where they
+    are to stay, but cannot.
     """
-    most = meshes.device_memory()
+    most = processes.of_first(meshes.device_memory)
     if how == "memory" and size > most:
         raise UserError(
             f"data.resident is memory, but the model steps take {size / 1e9:.1f} GB where a device has {most / 1e9:.1f} GB: "

@@ -33,6 +33,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     mesh.use_cpu_cores([own.train.batch_size // own.train.accumulate for own in (config.pretrain, config.finetune)])
     with processes.as_one():
         targets, known = corpora.targets(config.data), {}
+    processes.check_alike(lambda: {"data.folds": targets})
+    with processes.as_one():
         plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
         _check_tested_once(plans, config.compare.fold)
     for plan in plans:

@@ -33,7 +33,7 @@ def _restored(config: ml_collections.ConfigDict) -> tuple[Experiment, checkpoint
     """The run in `config.init_from` on the corpus at hand, its best step, and how many labels it had."""
     source = Path(config.init_from)
     card = Card.load(source)
-    trained = workdir.read_config(source)
+    trained = ml_collections.ConfigDict(processes.of_first(lambda: workdir.read_config(source).to_dict()))
     pretrained = bool(trained.get("init_from"))
     trained.init_from = ""
     trained.data.update(_replaced(config.data))
