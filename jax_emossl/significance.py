@@ -264,9 +264,9 @@ class Curve(_Estimated):
             setattr(self, name, getattr(first, name))
         if any((point.seeds, point.recordings) != (first.seeds, first.recordings) for point in points):
             raise ValueError("the points of a curve must have the same seeds and recordings")
-        steps = np.diff(np.log(labels)) if len(labels) > 1 else np.ones(1)
-        weights = (np.append(steps, 0) + np.append(0, steps)) if len(labels) > 1 else steps  # of the trapezium rule
-        self._weights = weights / weights.sum()
+        steps = np.diff(np.log(labels))
+        weights = np.append(steps, 0) + np.append(0, steps)  # of the trapezium rule
+        self._weights = weights / weights.sum() if weights.any() else np.full(len(weights), 1 / len(weights))
         self.value = self._mean([point.value for point in points])
 
     @functools.cached_property

@@ -237,6 +237,7 @@ def test_a_curve_is_the_mean_along_the_logarithm_of_the_label_counts():
     made = one.difference(two)
     assert made.value == pytest.approx(np.average(gains, weights=[1, 2, 1])) and made.low < made.value < made.high and 0 < made.p < 0.05
     assert Curve(good[:1], (10,)).difference(Curve(bad[:1], (10,))) == good[0].difference(bad[0])
+    assert Curve(good[:2], (10, 10)).value == pytest.approx((good[0].value + good[1].value) / 2)  # asked for in two ways
     replicates = np.average([a.replicates for a in good], axis=0, weights=[1, 2, 1])
     np.testing.assert_allclose(one.replicates, replicates)  # the same draws of recordings at every label count
 
