@@ -49,6 +49,10 @@ class Snapshot:
     best: Any = None
     progress: dict = dataclasses.field(default_factory=dict)
 
+    @property
+    def arrays(self) -> dict[str, Any]:
+        return {"variables": self.variables, "opt_state": self.opt_state, "best": self.best}
+
 
 def digest(tree: Any) -> dict[str, str]:
     """SHA-256 of every array of a tree, under its path: flipped bytes may otherwise decode quietly."""
@@ -77,7 +81,7 @@ class Checkpoints:
         if not self._manager:
             return
         # The next step reuses (donates) the loop's buffers while the save is still reading.
-        state = jax.tree.map(_copy(), _state(snapshot))
+        state = jax.tree.map(_copy(), snapshot.arrays)
         with _storage(self._workdir):
             self._manager.save(snapshot.step, args=_save_args(state, snapshot.progress), force=True)
 
@@ -85,9 +89,7 @@ class Checkpoints:
         """The newest intact checkpoint, shaped like `like`, damaged newer ones set aside; UserError where all are damaged or it has other shapes."""
         if not self._manager:
             return None
-        steps, wanted = sorted(self._manager.all_steps(), reverse=True), _state(like)
-        if processes.several():
-            wanted = jax.tree.map(_copy(), wanted)
+        steps, wanted = sorted(self._manager.all_steps(), reverse=True), like.arrays
         for step in steps:
             saved = _saved_shapes(self._workdir, step, wanted)
             if saved and shapes(saved) != shapes(wanted):
@@ -181,10 +183,6 @@ def _copy() -> Callable:
     return np.array if processes.several() else jnp.copy
 
 
-def _state(snapshot: Snapshot) -> dict[str, Any]:
-    return {"variables": snapshot.variables, "opt_state": snapshot.opt_state, "best": snapshot.best}
-
-
 def _save_args(state: dict[str, Any], progress: dict) -> ocp.args.Composite:
     items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
     progress = json.loads(json.dumps(progress))  # as it is now, whatever the loop does to it while it is being saved
@@ -236,14 +234,10 @@ def load_best(workdir: Path) -> Best:
 
     Of several processes the first reads it, for all.
     """
-    own: list[Best] = []
-
-    def described() -> tuple[int, Any]:
-        own.append(_load_best(workdir))
-        return own[0].step, own[0].calibration
-
-    step, calibration = processes.of_first(described)
-    return Best(step, processes.tree_of_first(lambda: own[0].variables), calibration)
+    with processes.as_one():
+        own = _load_best(workdir) if processes.first() else Best(0, None, None)
+    step, calibration = processes.of_first(lambda: (own.step, own.calibration))
+    return Best(step, processes.tree_of_first(own.variables), calibration)
 
 
 def _load_best(workdir: Path) -> Best:

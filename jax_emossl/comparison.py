@@ -87,7 +87,6 @@ class Comparison:
                     kinds = [f"{own.corpus} in {'categories' if own.category else 'intensities'}" for own in self.parts]
                     raise UserError(f"{self.file} answers {' and '.join(kinds)}: choose one finetune.objective.head for all.")
             return
-        self._firsts: dict[tuple[str, str], Scored] = {}  # by variant and rotation
         self._scored = self._load()
         self.recordings = [self._tested_once(variant) for variant in self.variants][0]
         targets = np.unique(np.concatenate([own.target for own in self._scored.values()]))
@@ -158,11 +157,8 @@ class Comparison:
         """Whether a variant scores the very segments that the first does, so that the two can be paired."""
         if len(self.parts) > 1:
             return all(part.alike(variant) for part in self.parts)
-        one, two = ({folds: own for (name, folds), own in self._firsts.items() if name == of} for of in (self.variants[0], variant))
-        return one.keys() == two.keys() and all(
-            np.array_equal(own.recordings, two[folds].recordings) and np.array_equal(own.target, two[folds].target)
-            for folds, own in one.items()
-        )
+        one, two = map(self._tested, (self.variants[0], variant))
+        return one.keys() == two.keys() and all(_of_same_segments(own, two[rotation]) for rotation, own in one.items())
 
     def estimate(self, variant: str, arm: str, budget: float, metric: str) -> Estimate:
         return self.runs(variant, arm, budget, metric).estimate()
@@ -222,12 +218,12 @@ class Comparison:
 
     def _load(self) -> dict[str, Scored]:
         """All predictions by their path; those of one rotation must be of the same segments."""
-        loaded, firsts = {}, self._firsts
+        loaded, firsts = {}, {}
         for row in self.rows:
             file = self.out / row["predictions"]
             own = _read_scored(file, len(self.classes), self.category)
             first = firsts.setdefault((row["variant"], row["folds"]), own)
-            if not (np.array_equal(own.recordings, first.recordings) and np.array_equal(own.target, first.target)):
+            if not _of_same_segments(own, first):
                 raise UserError(
                     f"{file} is of other segments than the predictions before it: "
                     "the corpus has changed meanwhile, so run the experiment anew in another --workdir."
@@ -235,10 +231,18 @@ class Comparison:
             loaded[row["predictions"]] = dataclasses.replace(own, target=first.target, recordings=first.recordings)  # kept once
         return loaded
 
+    def _tested(self, variant: str) -> dict[str, Scored]:
+        """Of every rotation of a variant one run, which scores the segments that all of them do."""
+        files = {row["folds"]: row["predictions"] for row in self.rows if row["variant"] == variant}
+        return {rotation: self._scored[file] for rotation, file in files.items()}
+
     def _tested_once(self, variant: str) -> int:
         """How many recordings a variant has tested."""
-        files = {row["folds"]: row["predictions"] for row in self.rows if row["variant"] == variant}
-        return check_tested_once({rotation: self._scored[file].recordings for rotation, file in files.items()}, self.file, self.unit)
+        return check_tested_once({rotation: own.recordings for rotation, own in self._tested(variant).items()}, self.file, self.unit)
+
+
+def _of_same_segments(one: Scored, other: Scored) -> bool:
+    return np.array_equal(one.recordings, other.recordings) and np.array_equal(one.target, other.target)
 
 
 def _check_alike(file: Path, rows: Sequence[dict], fields: Sequence[str]) -> None:

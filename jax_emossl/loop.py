@@ -174,16 +174,14 @@ class _Run:
         """As it is saved: of several processes, which have some members each, all that they have, off the devices."""
         if not processes.several():
             return now
-        return dataclasses.replace(
-            now, variables=meshes.fetch(now.variables), opt_state=meshes.fetch(now.opt_state), best=meshes.fetch(now.best)
-        )
+        return dataclasses.replace(now, **meshes.fetch(now.arrays))
 
     def as_first(self, now: Snapshot) -> Snapshot:
         """What the first of several processes has restored or made anew, in all of them."""
         if not processes.several():
             return now
         step, progress = processes.of_first(lambda: (now.step, now.progress))
-        state = processes.arrays_of_first({"variables": now.variables, "opt_state": now.opt_state, "best": now.best})
+        state = processes.arrays_of_first(now.arrays)
         return Snapshot(step, **meshes.place_members(state, self.mesh), progress=progress)
 
     def with_standards(self, variables: Variables) -> Variables:

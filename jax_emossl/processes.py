@@ -176,22 +176,17 @@ def arrays_of_first(tree: Any) -> Any:
     return jax.tree.map(lambda content, array: content.view(array.dtype).reshape(array.shape), sent, tree)
 
 
-def tree_of_first(made: Callable[[], Any]) -> Any:
-    """The nested dicts of NumPy arrays that `made` gives in the first process, where alone it is called, in all, bit by bit."""
+def tree_of_first(tree: Any) -> Any:
+    """The first process's nested dicts of NumPy arrays in all, bit by bit; the others need not know what it has."""
     if not several():
-        return made()
-    own = []
-
-    def described() -> Any:
-        own.append(made())
-        return jax.tree.map(lambda array: ",".join([array.dtype.name, *map(str, array.shape)]), own[0])
+        return tree
 
     def like(description: str) -> np.ndarray:
         dtype, *shape = description.split(",")
         return np.zeros(tuple(map(int, shape)), jnp.dtype(dtype))
 
-    empty = jax.tree.map(like, of_first(described))
-    return arrays_of_first(own[0] if own else empty)
+    described = of_first(lambda: jax.tree.map(lambda array: ",".join([array.dtype.name, *map(str, array.shape)]), tree))
+    return arrays_of_first(tree if first() else jax.tree.map(like, described))
 
 
 def check_alike(own: Callable[[], dict[str, Any]]) -> None:

@@ -110,12 +110,9 @@ def beside_first(c: Comparison, metric: str) -> pd.DataFrame:
             overall = c.overall(variant, arm, arm, metric, first)
             if overall is None or overall.value == 0 and not overall.low < 0:  # the same answers
                 continue
-            budgets = c.budgets(variant, arm)
-            each = significance.holm(
-                [c.difference(variant, arm, arm, b, metric, first) if b in c.budgets(first, arm) else None for b in budgets]
-            )
-            cells = dict(zip(budgets, each, strict=True))
-            rows.append([f"{variant}: {arm}", *(_cell(own, "+.3f") for own in (overall, *(cells.get(b) for b in c.budgets(first))))])
+            have = {*c.budgets(variant, arm)} & {*c.budgets(first, arm)}
+            each = significance.holm([c.difference(variant, arm, arm, b, metric, first) if b in have else None for b in c.budgets(first)])
+            rows.append([f"{variant}: {arm}", *(_cell(own, "+.3f") for own in (overall, *each))])
     return pd.DataFrame(rows, columns=["variant: arm", "mean", *map(c.budget_name, c.budgets(first))])
 
 

@@ -214,7 +214,7 @@ def compared(comparing, tmp_path_factory):
     """A comparison of two processes that nothing interrupted."""
     made = Processes(tmp_path_factory.mktemp("compared"), comparing)
     ends = made.finish()
-    assert [code for code, *_ in ends] == [0, 0], print(*map(str, ends), sep="\n")
+    assert [code for code, *_ in ends] == [0, 0], ends
     return made
 
 

@@ -1,6 +1,7 @@
 """Pretrain, then compare with what one would do without: arms x label counts x seeds, on one or several rotations of the folds."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -165,7 +166,7 @@ class _Plan:
             return [self.unpretrained]
         for k, folder in enumerate(self.folders if self.trains else ()):
             config = configs.part(self.config, "pretrain", seed=self.config.seed + k)
-            processes.of_first(lambda own=(folder, config): workdir.enter(*own))
+            processes.of_first(functools.partial(workdir.enter, folder, config))
             train.run(config, folder)
         return [build(configs.part(self.config, "finetune", init_from=str(own)), self.unpretrained.corpus) for own in self.folders]
 
