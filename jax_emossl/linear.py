@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from jax_emossl.arms import ARMS
 from jax_emossl.averaging import averaged
@@ -59,6 +60,7 @@ def _averaged(study: Study, cell: Cell, reads: Sequence[str], self_trained: bool
     return averaged(objective, made, valid)
 
 
+@threadpool_limits.wrap(limits=1)  # more threads wait for each other in products this small, and ten times as long
 def read_out(objective: LabelledObjective, vectors: Vectors, labels: Labels, strength: float) -> Callable[[Vectors], np.ndarray]:
     """Scores (S, C) of vectors (S, P), learned from these; `strength` is the inverse regularisation."""
     target, model = objective.target(labels), objective.read_out(strength)
