@@ -1,8 +1,13 @@
-"""How this process gets its memory."""
+"""How this process gets its memory, and gives back what it does not need."""
 
 import ctypes
+import mmap
+
+import numpy as np
+from jaxtyping import Float
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+_MOST_MAPPED = 2**28  # bytes of a file
 
 
 def keep_freed() -> None:
@@ -15,3 +20,22 @@ def keep_freed() -> None:
     if mallopt:
         for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)):
             mallopt(parameter, value)
+
+
+class Rows:
+    """The rows of an array, read slice by slice; where they are mapped from a file, few of its pages stay this process's memory.
+
+    They would add up to the whole file, which a container may count. The system's cache of files keeps what it has room for.
+    """
+
+    def __init__(self, array: Float[np.ndarray, "n f"]):
+        self._array, self._read = np.asarray(array), 0
+        self._file = getattr(array, "_mmap", None) if hasattr(mmap, "MADV_DONTNEED") else None
+
+    def __getitem__(self, part: slice) -> Float[np.ndarray, "p f"]:
+        own = self._array[part]
+        self._read += own.nbytes
+        if self._file is not None and self._read > _MOST_MAPPED:
+            self._file.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+        return own

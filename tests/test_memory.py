@@ -1,23 +1,34 @@
-import platform
-import subprocess
-import sys
+import mmap
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-_ASK = """
-import resource, numpy as np
 from jax_emossl import memory
-{keep}
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    before = faults(); np.ones(4 << 20); after = faults()
-print(after - before)
-"""
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc keeps memory its own way")
-def test_freed_memory_is_used_again_without_the_kernel():
-    def fresh_pages(keep):
-        return int(subprocess.run([sys.executable, "-c", _ASK.format(keep=keep)], capture_output=True, text=True, check=True).stdout)
+def _mapped_megabytes(file: Path) -> float:
+    """Of a file's pages, those that count as this process's memory."""
+    found = re.search(rf"{re.escape(str(file))}\n(?:.*\n)*?Rss:\s+(\d+) kB", Path("/proc/self/smaps").read_text())
+    return int(found[1]) / 1024
 
-    assert fresh_pages("memory.keep_freed()") < 100 < fresh_pages("")
+
+@pytest.mark.skipif(not (hasattr(mmap, "MADV_DONTNEED") and Path("/proc/self/smaps").exists()), reason="the system does not tell")
+def test_a_mapped_file_that_is_read_through_does_not_stay_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_MOST_MAPPED", 2**22)
+    file = tmp_path / "frames.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(2**17, 64)).astype(np.float32))  # 32 MB
+    mapped = np.load(file, mmap_mode="r")
+    rows, expected = memory.Rows(mapped), np.load(file)
+    for first in range(0, 2**17, 1000):
+        np.testing.assert_array_equal(rows[first : first + 1000], expected[first : first + 1000])
+    assert _mapped_megabytes(file) < 12
+    mapped.sum()
+    assert _mapped_megabytes(file) > 30  # read otherwise, all of it would stay
+
+
+def test_rows_in_memory_are_read_as_they_are(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST_MAPPED", 0)
+    array = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    np.testing.assert_array_equal(memory.Rows(array)[1:3], array[1:3])

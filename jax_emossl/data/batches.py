@@ -15,6 +15,7 @@ from jax_emossl.data.indices import Sampler, Selection
 from jax_emossl.data.prepared import UNLABELLED, Corpus
 from jax_emossl.data.statistics import Statistics, voiced_frames
 from jax_emossl.errors import UserError
+from jax_emossl.memory import Rows
 
 Batch = dict[str, np.ndarray]
 
@@ -37,7 +38,7 @@ class Segments:
     def __init__(self, corpus: Corpus, folds: Sequence[str], frontend: Frontend, with_functionals: bool = False):
         parts = [corpus.fold(name) for name in folds]
         self._frontend, self.with_functionals = frontend, with_functionals
-        self._frames = [np.asarray(part.frames) for part in parts]
+        self._frames = [Rows(part.frames) for part in parts]
         self._part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self._first = np.concatenate([part.offsets[:-1] for part in parts])
         self._count = np.concatenate([np.diff(part.offsets) for part in parts])
