@@ -60,7 +60,7 @@ def _averaged(study: Study, cell: Cell, reads: Sequence[str], self_trained: bool
     return averaged(objective, made, valid)
 
 
-@threadpool_limits.wrap(limits=1)  # more threads wait for each other in products this small, and ten times as long
+@threadpool_limits.wrap(limits=1)  # in products this small, more threads wait for each other, ten times as long
 def read_out(objective: LabelledObjective, vectors: Vectors, labels: Labels, strength: float) -> Callable[[Vectors], np.ndarray]:
     """Scores (S, C) of vectors (S, P), learned from these; `strength` is the inverse regularisation."""
     target, model = objective.target(labels), objective.read_out(strength)

@@ -19,6 +19,8 @@ import jinja2
 import pandas as pd
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from jax_emossl import figures, readme, significance
 from jax_emossl.arms import ARMS
@@ -28,20 +30,22 @@ from jax_emossl.metrics import FULL_NAMES, LOWER_IS_BETTER
 from jax_emossl.significance import Estimate
 
 
+@threadpool_limits.wrap(limits=1)  # in products this small, more threads wait for each other
 def write(out: Path) -> str:
     """Remakes the whole report; returns its first table, first differences, and where the rest lies. UserError without a sound comparison."""
     c = Comparison(out)
-    files = _Files(c)
     title = f"What pretraining buys on {c.corpus}"
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("jax_emossl"), autoescape=jinja2.select_autoescape(), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    document = templates.get_template("report.md").render(
-        c=c, title=title, table=files.table, figure=files.figure, figures=figures, replicates=significance.REPLICATES,
-        scores=scores, differences=differences, beside_first=beside_first, labels_needed=labels_needed, emotions=emotions, choices=choices,
-        full_names=FULL_NAMES, lower_is_better=LOWER_IS_BETTER,
-    )  # fmt: skip
+    with tqdm(desc="report", unit=" tables and figures", leave=False, disable=None) as bar:
+        files = _Files(c, bar)
+        document = templates.get_template("report.md").render(
+            c=c, title=title, table=files.table, figure=files.figure, figures=figures, replicates=significance.REPLICATES,
+            scores=scores, differences=differences, beside_first=beside_first, labels_needed=labels_needed, emotions=emotions,
+            choices=choices, full_names=FULL_NAMES, lower_is_better=LOWER_IS_BETTER,
+        )  # fmt: skip
     document = re.sub(r"\n{3,}", "\n\n", document).strip() + "\n"
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(document)
     body = re.sub(r'src="figures/(\w+)\.png"', lambda found: f'src="data:image/png;base64,{files.pictures[found[1]]}"', body)
@@ -58,8 +62,8 @@ class _Files:
     Both are kept by name: `tables` as plain text, `pictures` as base64. The caption is what stands within the template's call.
     """
 
-    def __init__(self, c: Comparison):
-        self.out, self.source, self.tables, self.pictures = c.out, c.source, {}, {}
+    def __init__(self, c: Comparison, bar: tqdm):
+        self.out, self.source, self.bar, self.tables, self.pictures = c.out, c.source, bar, {}, {}
         for folder in ("tables", "figures"):
             (self.out / folder).mkdir(exist_ok=True)
 
@@ -74,11 +78,13 @@ class _Files:
         form = {"index": False, "disable_numparse": True, "colalign": ["left"] + ["right"] * numbers}
         self.tables[name] = f"{frame.to_markdown(tablefmt='plain', **form)}\n{caption}"
         markdown = frame.replace(r"\|", r"\\|", regex=True).to_markdown(**form)
+        self.bar.update()
         return f"{markdown}\n\n*{caption}*\n\n"
 
     def figure(self, name: str, picture: Figure, caller: Callable[[], str]) -> str:
         name, caption = _slug(name), caller().strip()
         self.pictures[name] = base64.b64encode(figures.save(picture, self.out / "figures" / name, self.source)).decode()
+        self.bar.update()
         return f"![{caption}](figures/{name}.png)\n\n*{caption}*\n\n"
 
 
