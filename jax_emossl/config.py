@@ -1,6 +1,7 @@
 """The fields of a config, by dotted names: what a corpus sets, every check of them, and the trainings that a comparison is made of."""
 
 import importlib
+import itertools
 import json
 import math
 import pkgutil
@@ -221,6 +222,11 @@ def stretched(train: ml_collections.ConfigDict, labels: int) -> ml_collections.C
     own = train.copy_and_resolve_references()
     own.update({name: round(factor * train[name]) for name in ("steps", "probe_steps", "warmup_steps", "eval_every")})
     return own
+
+
+def trained_points(compare: ml_collections.ConfigDict) -> list[tuple[str, float]]:
+    """The grid's trainings: a strategy and a learning rate each. The strategy `linear` trains none."""
+    return [point for point in itertools.product(compare.strategies, compare.learning_rates) if point[0] != "linear"]
 
 
 def guess(error: Exception) -> str:

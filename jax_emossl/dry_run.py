@@ -94,7 +94,7 @@ def _trainings(
         grid, arms = own.compare, [ARMS[name] for name in own.compare.arms]
         yield "pretraining", grid.pretrainings * any(arm.needs_pretraining for arm in arms), fields.part(own, "pretrain")
         cells = sum(arm.mechanism == "tuned" for arm in arms) * grid.seeds
-        points = len(grid.learning_rates) * sum(strategy != "linear" for strategy in grid.strategies)
+        points = len(fields.trained_points(grid))
         for budget in grid.label_counts:
             training = fields.part(own, "finetune")
             training.train = fields.stretched(training.train, num_labels(budget, available))

@@ -13,6 +13,7 @@ from jax_emossl import linear, mesh, processes
 from jax_emossl.arms import ARMS
 from jax_emossl.averaging import averaged
 from jax_emossl.checkpoint import Checkpoints
+from jax_emossl.config import trained_points
 from jax_emossl.data.indices import padded_length
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment
@@ -53,8 +54,7 @@ def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> 
 
 def _grid(study: Study, cell: Cell) -> list[Experiment]:
     """One training per point of the grid of strategies and learning rates, the same for every arm."""
-    grid = study.config.compare
-    points = [p for p in itertools.product(grid.strategies, grid.learning_rates) if p[0] != "linear"]
+    points = trained_points(study.config.compare)
     source, labels = ARMS[cell.arm].reads[0], num_labels(cell.budget, len(study.segments["train"]))
     return [study.training(cell.seed, source, labels, strategy=strategy, learning_rate=rate) for strategy, rate in points]
 

@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from jax_emossl import checkpoint, preemption, results, tuned
 from jax_emossl.data import corpora
@@ -79,6 +80,24 @@ def test_an_interrupted_comparison_fills_in_the_missing_cells_only(comparison_co
             k: other[k] for k in other if k not in ("metrics", "selection")
         }
         assert one["metrics"]["mae"] == pytest.approx(other["metrics"]["mae"], rel=1e-4)
+
+
+def test_the_progress_bar_goes_by_what_is_trained_on_and_knows_what_is_done(
+    comparison_config, comparison, pretrained_there, no_report, monkeypatch
+):
+    folder, rows = comparison
+    bars = []
+    monkeypatch.setattr(compare, "tqdm", lambda **own: bars.append(tqdm(**own | {"disable": False})) or bars[-1])
+    monkeypatch.setattr(compare.workdir, "enter", lambda *_: None)
+    monkeypatch.setattr(tuned, "fit", lambda o, members, *a, **k: [Fitted(None, None, None, None, "it diverged")] * len(members))
+    results.write(
+        pretrained_there / "results.json", [row for row in rows if row["arm"] not in ("pretrained", "scratch")], comparison_config
+    )
+    compare.run(comparison_config, pretrained_there)
+    compare.run(comparison_config, folder)
+    part, everything = bars
+    assert part.n == part.total == everything.total == everything.initial
+    assert 0 < part.initial < part.total
 
 
 def test_a_comparison_stopped_within_a_sweep_ends_the_same(comparison_config, comparison, pretrained_there, no_report, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -47,13 +48,20 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
             notice(sentence)
     file = out / results.RESULTS_FILE
     rows = processes.of_first(lambda: results.read(file)["runs"] if file.exists() else [])
-    with tqdm(total=sum(len(plan.cells) for plan in plans), desc="comparing", unit="cell", leave=False, disable=None) as bar:
+
+    def left(rows: Sequence[dict]) -> int:
+        return round(sum(plan.left(rows) for plan in plans))
+
+    whole = left(())
+    with tqdm(
+        total=whole, initial=whole - left(rows), desc="comparing", unit=" s of speech", unit_scale=True, leave=False, disable=None
+    ) as bar:
         for plan in plans:
             if known_already := plan.answered_by(rows):
                 rows += known_already
                 results.write(file, rows, config)
             missing = plan.missing(rows)
-            bar.update(len(plan.cells) - len(missing))
+            bar.update(whole - left(rows) - bar.n)
             if not missing:
                 continue
             study = Study.make(plan.config, plan.pretrain())
@@ -64,7 +72,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
                 for answered in _MECHANISMS[mechanism](study, list(cells), under_way, plan.words):
                     rows += [plan.row(study, cell, answer) for cell, answer in answered]
                     results.write(file, rows, config)
-                    bar.update(len(answered))
+                    bar.update(whole - left(rows) - bar.n)
                     preemption.stop_if_requested()
     print("\n".join(dict.fromkeys(plan.context() for plan in plans)))
     print(processes.of_first(lambda: report.write(out)))
@@ -121,6 +129,32 @@ class _Plan:
     def trains(self) -> bool:
         """Whether the pretraining is its own, not one that was there before."""
         return self.out in self.folders[0].parents
+
+    def left(self, rows: Sequence[dict]) -> float:
+        """Seconds of speech that are still to be read: the time goes by them."""
+        missing = self.missing(rows)
+        pretrains = self.pretrains and self.trains and len(missing) == len(self.cells)
+        pretraining = len(self.folders) * self._seconds(self.config.pretrain.train) if pretrains else 0.0
+        return pretraining + sum(self._cell_seconds[cell] for cell in missing)
+
+    @functools.cached_property
+    def _cell_seconds(self) -> dict[Cell, float]:
+        """Of speech that a cell's trainings read; a linear read-out reads its labelled segments once."""
+        grid, available, read = len(configs.trained_points(self.config.compare)), len(self.unpretrained.corpus.fold("train")), {}
+        for budget in {cell.budget for cell in self.cells}:
+            labels = num_labels(budget, available)
+            tuned = grid * self._seconds(configs.stretched(self.config.finetune.train, labels))
+            read[budget] = {"tuned": tuned, "linear": labels * self._segment_seconds, "constant": 0.0}
+        return {cell: read[cell.budget][ARMS[cell.arm].mechanism] for cell in self.cells}
+
+    def _seconds(self, train: ml_collections.ConfigDict) -> float:
+        return train.steps * train.batch_size * min(train.crop or math.inf, self._segment_seconds)
+
+    @property
+    def _segment_seconds(self) -> float:
+        corpus = self.unpretrained.corpus
+        fold = corpus.fold("train")
+        return len(fold.frames) * corpus.frame_seconds / len(fold)
 
     @property
     def place(self) -> Path:
