@@ -18,8 +18,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from jax_emossl import memory, metrics, preemption, processes
 from jax_emossl import mesh as meshes
-from jax_emossl import metrics, preemption, processes
 from jax_emossl.checkpoint import Checkpoints, Snapshot
 from jax_emossl.data.batches import Batch, Segments, in_memory
 from jax_emossl.data.indices import Sampler
@@ -105,6 +105,7 @@ def fit(
       UserError: the batch does not fit the devices, or the validation fold does not define the selection metric.
       Preempted: a signal asked to stop; the step is saved where there are checkpoints.
     """
+    memory.give_back()
     settings, mesh, real = config.train, meshes.make(len(members)), len(members)
     run = _Run.of(objective, meshes.padded(members, mesh), config, mesh, resident)
     now = run.begin()

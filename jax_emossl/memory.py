@@ -22,6 +22,13 @@ def keep_freed() -> None:
             mallopt(parameter, value)
 
 
+def give_back() -> None:
+    """Gives back what is freed and kept, where the C library is glibc: before what needs memory in other pieces than what was done."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
 class Rows:
     """The rows of an array, read slice by slice; where they are mapped from a file, few of its pages stay this process's memory.
 

@@ -1,5 +1,8 @@
+import ctypes
 import mmap
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,31 @@ def _mapped_megabytes(file: Path) -> float:
     """Of a file's pages, those that count as this process's memory."""
     found = re.search(rf"{re.escape(str(file))}\n(?:.*\n)*?Rss:\s+(\d+) kB", Path("/proc/self/smaps").read_text())
     return int(found[1]) / 1024
+
+
+_FREED = """
+import re
+import numpy as np
+from pathlib import Path
+from jax_emossl import memory
+
+def resident():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+memory.keep_freed()
+before, pieces = resident(), [np.ones(2**20) for _ in range(25)]  # 8 MB each
+pieces = pieces[-1:]
+kept = resident()
+memory.give_back()
+print(kept - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_what_is_freed_is_kept_until_it_is_given_back():
+    made = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, text=True, check=True)
+    kept, left = map(float, made.stdout.split())
+    assert kept > 180 and 6 < left < 40
 
 
 @pytest.mark.skipif(not (hasattr(mmap, "MADV_DONTNEED") and Path("/proc/self/smaps").exists()), reason="the system does not tell")
