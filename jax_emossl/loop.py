@@ -31,6 +31,7 @@ from jax_emossl.predictor import predict_rows, predict_stacked
 from jax_emossl.resident import Resident, with_features
 
 _LOADERS = {"memory": in_memory, "tf.data": tf_data}
+_QUEUED = 2  # steps that wait for the device: fewer would let it idle, with more a signal to stop would be heeded late
 _NO_PROGRESS = {"best_step": None, "best_value": None, "calibration": None, "stale": 0, "diverged": "", "evaluations": []}
 
 
@@ -124,6 +125,7 @@ def fit(
             if due:  # looked at only now, so that the device did not wait
                 now, running = run.settled(now, running, log, bar, due)
             running, last = [*running, (now.step, sums)], now.step == settings.steps
+            jax.block_until_ready(running[:-_QUEUED][-1:])
             evaluated, preempted = last or now.step % settings.eval_every == 0, preemption.requested()
             due = bool(log) and (last or now.step % settings.log_every == 0)
             if evaluated or preempted:

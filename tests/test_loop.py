@@ -149,6 +149,22 @@ def test_a_stopped_run_saves_the_step_and_resumes_as_if_nothing_had_happened(
     assert_same_run(tmp_path, request.getfixturevalue({"pretrain": "pretraining"}.get(name, name)))
 
 
+def test_a_signal_to_stop_waits_for_few_steps(tiny_config, monkeypatch):
+    config, made, late = tiny_config("pretrain"), [], []
+    config.train.update({"steps": 8, "eval_every": 8, "log_every": 8, "batch_size": 128})  # slower than what feeds them
+    advance = _Run.advance
+
+    def recorded(own, now, batch):
+        now, sums = advance(own, now, batch)
+        made.append(sums["loss"])
+        return now, sums
+
+    monkeypatch.setattr(_Run, "advance", recorded)
+    monkeypatch.setattr(preemption, "requested", lambda: late.append(sum(not loss.is_ready() for loss in made)))
+    run(config)
+    assert len(late) == 8 and max(late) <= 3
+
+
 def test_a_finished_run_started_again_gives_the_same_results(tiny_config, trained, pretraining):
     before = files(pretraining)
     _, rows = trained(tiny_config("pretrain"), pretraining)
