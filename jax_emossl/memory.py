@@ -36,13 +36,12 @@ class Rows:
     """
 
     def __init__(self, array: Float[np.ndarray, "n f"]):
-        self._array, self._read = np.asarray(array), 0
-        self._file = getattr(array, "_mmap", None) if hasattr(mmap, "MADV_DONTNEED") else None
+        self._array, self._read = array, 0
 
     def __getitem__(self, part: slice) -> Float[np.ndarray, "p f"]:
-        own = self._array[part]
+        own, file = np.asarray(self._array[part]), getattr(self._array, "_mmap", None)
         self._read += own.nbytes
-        if self._file is not None and self._read > _MOST_MAPPED:
-            self._file.madvise(mmap.MADV_DONTNEED)
+        if file is not None and hasattr(mmap, "MADV_DONTNEED") and self._read > _MOST_MAPPED:
+            file.madvise(mmap.MADV_DONTNEED)
             self._read = 0
         return own

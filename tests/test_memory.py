@@ -1,5 +1,6 @@
 import ctypes
 import mmap
+import pickle
 import re
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_a_mapped_file_that_is_read_through_does_not_stay_in_memory(tmp_path, mo
     for first in range(0, 2**17, 1000):
         np.testing.assert_array_equal(rows[first : first + 1000], expected[first : first + 1000])
     assert _mapped_megabytes(file) < 12
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(rows))[:1000], expected[:1000])
     mapped.sum()
     assert _mapped_megabytes(file) > 30  # read otherwise, all of it would stay
 
