@@ -3,12 +3,13 @@
 Shapes: B rows, T model steps, W width, L layers.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 
 def valid_steps(num_steps: Int[Array, "b"], length: int) -> Bool[Array, "b t"]:
@@ -48,9 +49,14 @@ class Dropout(nn.Module):
         if deterministic or dropped == 0:
             return x
         # A byte goes by its place in the array: with time first, padding comes after all else.
-        drawn = jax.random.bits(self.make_rng("dropout"), (*x.shape[:2][::-1], *x.shape[2:]), jnp.uint8)
-        keep = jnp.swapaxes(drawn, 0, 1) >= dropped
+        keep = jnp.swapaxes(_random_bytes(self.make_rng("dropout"), (*x.shape[:2][::-1], *x.shape[2:])), 0, 1) >= dropped
         return jnp.where(keep, x * (256 / (256 - dropped)), 0.0)
+
+
+def _random_bytes(key: Key[Array, ""], shape: Sequence[int]) -> UInt8[Array, "..."]:
+    """Four of every random number: JAX by itself draws a number of 32 bits for each byte."""
+    drawn = jax.random.bits(key, (-(-math.prod(shape) // 4),))
+    return jax.lax.bitcast_convert_type(drawn, jnp.uint8).reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def pool_statistics(layers: Sequence[Float[Array, "b t w"]], num_steps: Int[Array, "b"]) -> Float[Array, "b p"]:

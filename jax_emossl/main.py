@@ -57,7 +57,6 @@ def run(argv: Sequence[str]) -> None:
     from jax_emossl import processes, programs
 
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    memory.keep_freed()
     programs.keep_compiled()
     with processes.bound():
         processes.check_alike(lambda: {**processes.code(), **fields.flat(workdirs.plain(config))})
@@ -112,4 +111,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     main()

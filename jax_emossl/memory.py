@@ -2,24 +2,26 @@
 
 import ctypes
 import mmap
+import os
+import sys
 
 import numpy as np
 from jaxtyping import Float
 
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 _MOST_MAPPED = 2**28  # bytes of a file
+_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 
 
 def keep_freed() -> None:
-    """Keeps freed memory for the next to ask, where the C library is glibc.
+    """Starts this program anew, once, with freed memory kept for the next to ask and in large pages, where the C library is glibc.
 
     On CPU, XLA asks for a step's working memory anew at every step, some ten megabytes that glibc would map and give back
-    each time; the kernel's fresh pages then cost up to 40 % of a training step.
+    each time; the kernel's fresh pages then cost up to 40 % of a training step. glibc reads such settings when a program starts.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)):
-            mallopt(parameter, value)
+    asked = os.environ.get("GLIBC_TUNABLES", "")
+    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()) and "glibc.malloc." not in asked:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [asked, _TUNABLES]))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def give_back() -> None:

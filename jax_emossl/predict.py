@@ -83,7 +83,6 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     if not (0 < args.step < math.inf and 0 < args.window < math.inf):
         raise UserError(f"--window {args.window:g} and --step {args.step:g} must be positive seconds.")
-    memory.keep_freed()
     model = load_model(args.run)
     if not model.card.head:
         raise UserError(f"{args.run} is a pretraining, which says nothing of emotions: give the workdir of a fine-tuning.")
@@ -265,4 +264,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     main()

@@ -183,11 +183,11 @@ def test_attention_reaches_as_far_in_seconds_whatever_a_model_step_is(tiny_confi
     def bias(stack, length):
         encoder = build(tiny_config("pretrain", {"data.stack": stack, "model.heads": 4}), demo_corpus).objective.encoder
         steps = np.arange(length)
-        return np.asarray(locality(steps[:, None] - steps, slopes(encoder.heads, encoder.near, encoder.far)))
+        return np.asarray(locality(steps - steps[:, None], slopes(encoder.heads, encoder.near, encoder.far)))
 
     coarse, fine = bias(0.16, 20), bias(0.04, 80)
     np.testing.assert_allclose(coarse, fine[:, ::4, ::4], rtol=1e-6)
-    np.testing.assert_allclose(-coarse[::2, 0, 19], 19 * 0.16 / np.array([0.32, 1.28]), rtol=1e-6)
+    np.testing.assert_allclose(-coarse[::2, 19, 0], 19 * 0.16 / np.array([0.32, 1.28]), rtol=1e-6)
 
 
 def test_a_fine_tuning_may_compute_its_encoder_otherwise_than_the_pretraining(tiny_config, pretraining):

@@ -84,7 +84,7 @@ def test_rotary_positions_are_relative():
 
 
 def test_heads_lean_toward_near_steps_behind_or_ahead():
-    back, ahead, far_back, far_ahead = locality(np.arange(-4, 5)[:, None], slopes(4, 2, 8))[..., 0]  # what the middle step hears
+    back, ahead, far_back, far_ahead = locality(np.arange(-4, 5)[None], slopes(4, 2, 8))[:, 0]  # what the middle step hears
     np.testing.assert_array_equal(back[:5], [-2, -1.5, -1, -0.5, 0])
     assert (back[5:] < back[:4][::-1] - 3).all()  # the wrong way
     np.testing.assert_array_equal(ahead, back[::-1])
@@ -182,8 +182,8 @@ def test_a_causal_encoder_never_sees_ahead(features, params):
 
 
 def test_heads_of_a_causal_encoder_all_look_back_each_farther():
-    distance = np.arange(-4, 5)[:, None]
-    bias = np.asarray(locality(distance, slopes(4, 2, 16, causal=True), causal=True))[:, :, 0]
+    distance = np.arange(-4, 5)[None]
+    bias = np.asarray(locality(distance, slopes(4, 2, 16, causal=True), causal=True))[:, 0]
     np.testing.assert_allclose(bias[:, 3], [-0.5, -0.25, -0.125, -0.0625])
     assert (bias[:, 5:] < -1e8).all()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import faulthandler
 import functools
 import io
 import json
@@ -26,7 +25,6 @@ from jax_emossl.data import corpus, csd, prepared
 from jax_emossl.data.folds import read_folds
 from jax_emossl.errors import UserError
 
-HANG = 120  # seconds for a whole test, after which the stack is shown and the session ended
 REAL = Path(os.environ.get("EMOSSL_DATA", "/nowhere")) / "nemo"
 VALUES = (
     None,
@@ -120,13 +118,6 @@ def _places(node):
         yield node, key
         if isinstance(node[key], dict | list):
             yield from _places(node[key])
-
-
-@pytest.fixture(autouse=True)
-def _no_hang():
-    faulthandler.dump_traceback_later(HANG, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
