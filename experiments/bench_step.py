@@ -1,22 +1,25 @@
 """Times a pretraining step beside the same step in PyTorch, eager and compiled, and beside the products of matrices it is made of.
 
-python -m experiments.bench_step [--sizes small base large] [--dtypes float32 bfloat16] [--rounds 5]
+python -m experiments.bench_step [--sizes small base large] [--dtypes float32 bfloat16] [--rounds 5] [--seconds 6]
 
-All sides train one model (same layers, bias, loss, dropout, clipping and AdamW) on the same random rows, in one process, on whatever device
-JAX and PyTorch find; they take turns, and medians are compared. The peak is the speed of a large product of matrices, the best that
-either reaches in the same run; the share counts the products that the model needs, three times for training. One side more trains the
-model on unmasked steps alone (`objective.decoder_width`, a quarter of the model's): another network, of which only the speed is compared.
+All sides train one model (same layers, bias, loss, dropout, clipping and AdamW) on the same random rows, on whatever device JAX and PyTorch
+find. Each is a process of its own, in which nothing else has threads or memory; they take turns, and medians are compared. The peak is the
+speed of a large product of matrices, the best that either reaches in the same run; the share counts the products that the model needs,
+three times for training. One side more trains the model on unmasked steps alone (`objective.decoder_width`, a quarter of the model's):
+another network, of which only the speed is compared.
 Needs no TensorFlow, and without PyTorch (requirements-bench.txt) times this package alone.
 """
 
-from __future__ import annotations
-
 import argparse
+import contextlib
+import functools
 import importlib.util
+import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is shared with PyTorch
@@ -34,7 +37,8 @@ from jax_emossl.optimizer import Optimizer, Rates
 
 _FEATURES, _DROPOUT, _RATIO, _SPAN, _NARROWER = 100, 0.1, 0.75, 10, 4
 _OPTIMIZER = Optimizer(b2=0.98, weight_decay=0.01, clip_norm=1.0, warmup_steps=100, steps=10_000)
-_RATE, _AT_ONCE = 1e-3, 3  # steps of a turn
+_RATE, _AT_ONCE = 1e-3, 3  # steps that are waited for together
+_LEAD_IN = 2.0  # seconds of a turn that are not timed: for about one a system may keep threads that were woken on one core
 
 
 class Size(NamedTuple):
@@ -52,17 +56,23 @@ class Size(NamedTuple):
         per_step = 2 * 2 * _FEATURES * self.width + self.layers * (2 * 12 * self.width**2 + 4 * self.steps * self.width)
         return 3.0 * self.rows * self.steps * per_step
 
+    @property
+    def features(self) -> np.ndarray:
+        """Random rows."""
+        return np.random.default_rng(0).normal(size=(self.rows, self.steps, _FEATURES)).astype(np.float32)
 
-PLAIN, VISIBLE = "jax_emossl", "jax_emossl, unmasked steps alone"
+
+_Side = tuple[Callable[[], object], int]  # runs `_AT_ONCE` steps to their end; and how many parameters it has
 SIZES = {"small": Size(64, 3, 4, 64, 64), "base": Size(256, 4, 4, 64, 128), "large": Size(768, 12, 12, 16, 512)}
 
 
-def ours(size: Size, dtype: str, features: np.ndarray, decoder_width: int = 0) -> tuple[Callable[[], None], int]:
-    """A turn of training steps of this package, and the number of parameters; with a decoder only unmasked steps are encoded."""
+def ours(size: Size, dtype: str, unmasked_alone: bool = False) -> _Side:
+    """Training steps of this package."""
     encoder = transformer.Transformer(size.width, size.layers, size.heads, dropout=_DROPOUT, dtype=dtype)
+    decoder_width = size.width // _NARROWER if unmasked_alone else 0
     objective = MaskedTimesteps(encoder, _FEATURES, _RATIO, _SPAN, "l1", decoder_width=decoder_width)
     rows = np.arange(size.rows, dtype=np.int32)
-    batch = {"features": features, "num_steps": np.full_like(rows, size.steps), "weight": np.ones(size.rows, np.float32)}
+    batch = {"features": size.features, "num_steps": np.full_like(rows, size.steps), "weight": np.ones(size.rows, np.float32)}
     batch = jax.device_put(batch | {"segment": rows, "num_frames": np.full_like(rows, size.steps)})
     rates, key = Rates(np.float32(_RATE), np.float32(1), np.int32(0)), jax.random.key(0)
     step_of = jax.jit(train_step, static_argnames=("objective", "optimizer"), donate_argnames=("variables", "opt_state"))
@@ -79,8 +89,8 @@ def ours(size: Size, dtype: str, features: np.ndarray, decoder_width: int = 0) -
     return turn, number
 
 
-def peers(size: Size, dtype: str, features: np.ndarray) -> dict[str, tuple[Callable[[], None], int]]:
-    """The same of PyTorch, eager and compiled."""
+def peer(size: Size, dtype: str, compiled: bool) -> _Side:
+    """The same of PyTorch."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -124,73 +134,101 @@ def peers(size: Size, dtype: str, features: np.ndarray) -> dict[str, tuple[Calla
                 x = layer(x, self.bias, self.cosine, self.sine)
             return self.reconstruction(self.norm(x))
 
-    def side(compiled: bool) -> tuple[Callable[[], None], int]:
-        model = Model().to(device)
-        run = torch.compile(model) if compiled else model
-        adam = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, _OPTIMIZER.b2), weight_decay=_OPTIMIZER.weight_decay)
-        inputs = torch.tensor(features, device=device)
+    model = Model().to(device)
+    run = torch.compile(model) if compiled else model
+    adam = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, _OPTIMIZER.b2), weight_decay=_OPTIMIZER.weight_decay)
+    inputs = torch.tensor(size.features, device=device)
 
-        def turn() -> None:
-            for _ in range(_AT_ONCE):
-                masked = torch.rand(inputs.shape[0], size.steps // 8, device=device).repeat_interleave(8, 1) < _RATIO
-                with torch.autocast(device, kind, enabled=dtype != "float32"):
-                    error = (run(inputs, masked).float() - inputs).abs().mean(-1)
-                loss = (error * masked).sum() / masked.sum()
-                adam.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), _OPTIMIZER.clip_norm)
-                adam.step()
-            loss.item()
+    def turn() -> None:
+        for _ in range(_AT_ONCE):
+            masked = torch.rand(inputs.shape[0], size.steps // 8, device=device).repeat_interleave(8, 1) < _RATIO
+            with torch.autocast(device, kind, enabled=dtype != "float32"):
+                error = (run(inputs, masked).float() - inputs).abs().mean(-1)
+            loss = (error * masked).sum() / masked.sum()
+            adam.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), _OPTIMIZER.clip_norm)
+            adam.step()
+        loss.item()
 
-        return turn, sum(parameter.numel() for parameter in model.parameters())
-
-    return {"PyTorch eager": side(False), "PyTorch compiled": side(True)}
+    return turn, sum(parameter.numel() for parameter in model.parameters())
 
 
-def products(dtype: str, side: int) -> dict[str, Callable[[], None]]:
-    """A turn of products of two square matrices, `_AT_ONCE` of them, for every library there is."""
-    x = jnp.ones((side, side), dtype)
-    product = jax.jit(jnp.matmul)
-    made = {"JAX": lambda: jax.block_until_ready([product(x, x) for _ in range(_AT_ONCE)])}
-    if importlib.util.find_spec("torch"):
-        import torch
+def products(side: int, dtype: str, of_pytorch: bool) -> _Side:
+    """Products of two square matrices instead of steps."""
+    if not of_pytorch:
+        x = jnp.ones((side, side), dtype)
+        product = jax.jit(jnp.matmul)
+        return lambda: jax.block_until_ready([product(x, x) for _ in range(_AT_ONCE)]), 0
+    import torch
 
-        y = torch.ones((side, side), dtype=getattr(torch, dtype), device="cuda" if torch.cuda.is_available() else "cpu")
-        made["PyTorch"] = lambda: [y @ y for _ in range(_AT_ONCE)][-1][0, 0].item()
-    return made
-
-
-def medians(turns: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of one step of each side, in alternated turns after one that compiles."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for turn in turns.values():
-        turn()
-    for _ in range(rounds):
-        for name, turn in turns.items():
-            begun = time.perf_counter()
-            turn()
-            seconds[name].append((time.perf_counter() - begun) / _AT_ONCE)
-    return {name: statistics.median(own) for name, own in seconds.items()}
+    y = torch.ones((side, side), dtype=getattr(torch, dtype), device="cuda" if torch.cuda.is_available() else "cpu")
+    return lambda: [y @ y for _ in range(_AT_ONCE)][-1][0, 0].item(), 0
 
 
-def measure(name: str, size: Size, dtype: str, rounds: int) -> list[str]:
+def _serve(make: Callable[[], _Side], pipe: Connection) -> None:
+    """Times a side's steps for as many seconds as it is told, again and again; says first how many parameters it has."""
+    run, number = make()
+    run()
+    pipe.send(number)
+    while True:
+        seconds, begun, took = pipe.recv(), time.perf_counter(), []
+        while (now := time.perf_counter()) - begun < _LEAD_IN + seconds or not took:
+            run()
+            if now - begun >= _LEAD_IN:
+                took.append((time.perf_counter() - now) / _AT_ONCE)
+        pipe.send(took)
+
+
+@contextlib.contextmanager
+def _process(make: Callable[[], _Side]) -> Iterator[Connection]:
+    spawn = multiprocessing.get_context("spawn")
+    pipe, other = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(make, other), daemon=True)
+    process.start()
+    other.close()  # so that a process that fails is not waited for
+    try:
+        yield pipe
+    finally:
+        process.kill()
+        process.join()
+
+
+def medians(sides: dict[str, Callable[[], _Side]], rounds: int, seconds: float) -> dict[str, tuple[float, int]]:
+    """Median seconds of one step of each side, in turns of so many seconds, and its number of parameters."""
+    took: dict[str, list[float]] = {name: [] for name in sides}
+    with contextlib.ExitStack() as stack:
+        pipes, numbers = {}, {}
+        for name, make in sides.items():  # one compiles, then the next
+            pipes[name] = stack.enter_context(_process(make))
+            numbers[name] = pipes[name].recv()
+        for _ in range(rounds):
+            for name, pipe in pipes.items():
+                pipe.send(seconds)
+                took[name] += pipe.recv()
+    return {name: (statistics.median(own), numbers[name]) for name, own in took.items()}
+
+
+def measure(name: str, size: Size, dtype: str, rounds: int, seconds: float) -> list[str]:
     """What is said of one size and dtype, in lines."""
-    features = np.random.default_rng(0).normal(size=(size.rows, size.steps, _FEATURES)).astype(np.float32)
-    sides = {PLAIN: ours(size, dtype, features), VISIBLE: ours(size, dtype, features, size.width // _NARROWER)}
-    if importlib.util.find_spec("torch"):
-        sides |= peers(size, dtype, features)
+    plain, visible = "jax_emossl", "jax_emossl, unmasked steps alone"
+    sides = {plain: functools.partial(ours, size, dtype), visible: functools.partial(ours, size, dtype, unmasked_alone=True)}
     side = 1024 if jax.devices()[0].platform == "cpu" else 8192
-    peak = 2 * side**3 / min(medians(products(dtype, side), rounds).values())
-    took = medians({own: turn for own, (turn, _) in sides.items()}, rounds)
+    limits = {"JAX": functools.partial(products, side, dtype, of_pytorch=False)}
+    if importlib.util.find_spec("torch"):
+        sides |= {f"PyTorch {how}": functools.partial(peer, size, dtype, how == "compiled") for how in ("eager", "compiled")}
+        limits["PyTorch"] = functools.partial(products, side, dtype, of_pytorch=True)
+    peak = 2 * side**3 / min(took for took, _ in medians(limits, 2, 1).values())
+    found = medians(sides, rounds, seconds)
     lines = [f"{name}, {dtype}: {size.rows} x {size.steps} steps; peak {peak / 1e12:.2f} TFLOP/s in products of {side} x {side}"]
-    for own, seconds in took.items():
-        said = [f"{1e3 * seconds:.1f} ms a step", f"{size.rows / seconds:,.0f} utterances a second"]
-        if own == VISIBLE:
-            said.append(f"{took[PLAIN] / seconds:.2f} times as many")
+    for own, (took, number) in found.items():
+        said = [f"{1e3 * took:.1f} ms a step", f"{size.rows / took:,.0f} utterances a second"]
+        if own == visible:
+            said.append(f"{found[plain][0] / took:.2f} times as many")
         else:
-            said.append(f"{size.products / seconds / peak:.0%} of the peak")
-            said += [f"{seconds / took[PLAIN]:.2f} times ours"] if own != PLAIN else []
-        lines.append(f"  {own} ({sides[own][1] / 1e6:.2f} M parameters): {', '.join(said)}")
+            said.append(f"{size.products / took / peak:.0%} of the peak")
+            said += [f"{took / found[plain][0]:.2f} times ours"] if own != plain else []
+        lines.append(f"  {own} ({number / 1e6:.2f} M parameters): {', '.join(said)}")
     return lines
 
 
@@ -200,14 +238,15 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--seconds", type=float, default=6, help="of a turn, after two that are not timed")
     arguments = parser.parse_args()
-    memory.keep_freed()
     print(f"on {jax.devices()[0].device_kind}; medians of {arguments.rounds} alternated turns")
     if not importlib.util.find_spec("torch"):
         print("PyTorch is not installed: this package alone")
     for name, dtype in tqdm([(name, dtype) for name in arguments.sizes for dtype in arguments.dtypes], leave=False, disable=None):
-        tqdm.write("\n".join(measure(name, SIZES[name], dtype, arguments.rounds)))
+        tqdm.write("\n".join(measure(name, SIZES[name], dtype, arguments.rounds, arguments.seconds)))
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     main()

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool
 from tqdm import tqdm
 
 from jax_emossl import memory, metrics, preemption, processes
@@ -170,7 +171,7 @@ class _Run:
         opt_state = meshes.place_members(_init(self.optimizer, self.mesh, params), self.mesh)
         progress = {"members": [_NO_PROGRESS] * len(self.members), "unlogged": []}
         constants = meshes.place_members(meshes.stack([member.constants for member in self.members]), self.mesh)
-        variables = self.with_standards({"params": params, "constants": constants})
+        variables = self.with_standards({"params": params, "constants": constants}, progress)
         return Snapshot(0, variables, opt_state, jax.tree.map(jnp.copy, variables), progress)
 
     def whole(self, now: Snapshot) -> Snapshot:
@@ -187,12 +188,18 @@ class _Run:
         state = processes.arrays_of_first(now.arrays)
         return Snapshot(step, **meshes.place_members(state, self.mesh), progress=progress)
 
-    def with_standards(self, variables: Variables) -> Variables:
+    def over(self, progress: dict) -> Bool[Array, "m"] | None:
+        """Which members are no longer trained, on their devices; None for one alone, with which training ends."""
+        ended = [_over(own, self.config.train) for own in progress["members"]]
+        return meshes.place_members(np.array(ended), self.mesh) if len(ended) > 1 else None
+
+    def with_standards(self, variables: Variables, progress: dict) -> Variables:
         """Variables whose constants, of objectives with a reference, are those of the encoder as it is now."""
         reference, params = [member.reference for member in self.members], variables["params"]
         if None in reference:
             return variables
-        outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident)
+        over = self.over(progress)
+        outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident, over)
         rows = max(map(len, reference))  # of members that are stacked
         own = [
             self.objective.constants({name: _filled(values, rows, 0) for name, values in made.items()}, _filled(part.basis, rows, -1))
@@ -226,9 +233,10 @@ class _Run:
         """After one more step, and its sums (M,), still on the devices; nothing is sent to or fetched from them unasked."""
         steps = self.resident.steps if self.resident else None
         shared = meshes.replicate((np.int32(now.step), steps), self.mesh)  # steps are there already
+        over = self.over(now.progress)
         with jax.transfer_guard("disallow"):
             variables, opt_state, sums = _step(
-                self.objective, self.optimizer, self.mesh, shared, *self.fixed, now.variables, now.opt_state, batch
+                self.objective, self.optimizer, self.mesh, shared, over, *self.fixed, now.variables, now.opt_state, batch
             )
         return dataclasses.replace(now, step=now.step + 1, variables=variables, opt_state=opt_state), sums
 
@@ -252,9 +260,9 @@ class _Run:
 
     def evaluated(self, now: Snapshot, log: Scalars | None) -> Snapshot:
         """After the validation of every member that is still trained."""
-        variables = self.with_standards(now.variables)
-        valid = [member.valid for member in self.members]
-        outputs = predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident)
+        variables = self.with_standards(now.variables, now.progress)
+        valid, over = [member.valid for member in self.members], self.over(now.progress)
+        outputs = predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident, over=over)
         judged = []
         for member, own, made in zip(self.members, now.progress["members"], outputs, strict=True):
             broken = [name for name, values in made.items() if not np.isfinite(values.sum())]
@@ -305,14 +313,17 @@ def _init(optimizer: Optimizer, mesh: Mesh, params: Params) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "optimizer", "mesh"), donate_argnames=("variables", "opt_state"))
-def _step(objective, optimizer, mesh, shared, rates, keys, variables, opt_state, batch):
-    """One step of every member; all that follows `shared` is stacked."""
+def _step(objective, optimizer, mesh, shared, over, rates, keys, variables, opt_state, batch):
+    """One step of every member that is not over; all that follows `shared` is stacked."""
 
-    def member(shared, rates, key, variables, opt_state, batch):
-        step, steps = shared
-        return train_step(objective, optimizer, rates, key, variables, opt_state, step, with_features(steps, batch))
+    def member(shared, over, rates, key, variables, opt_state, batch):
+        def trained():
+            step, steps = shared
+            return train_step(objective, optimizer, rates, key, variables, opt_state, step, with_features(steps, batch))
 
-    *state, sums = meshes.each(member, mesh)(shared, rates, keys, variables, opt_state, batch)
+        return meshes.unless(over, trained, variables, opt_state)
+
+    *state, sums = meshes.each(member, mesh)(shared, over, rates, keys, variables, opt_state, batch)
     # They stay where they are, whatever the compiler would like better.
     return *jax.lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec("members"))), sums
 

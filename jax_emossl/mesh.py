@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool
 
 from jax_emossl import processes
 from jax_emossl.errors import UserError
@@ -133,6 +134,17 @@ def each(function: Callable, mesh: Mesh) -> Callable:
         )
 
     return split
+
+
+def unless(over: Bool[Array, ""] | None, function: Callable[[], tuple], *kept: Any) -> tuple:
+    """What a member's function gives; where the member is `over`, `kept` in place of the first values and zeros for the rest.
+
+    Where members take turns, an accelerator aside, nothing is computed for one that is over. None: it never is.
+    """
+    if over is None:
+        return function()
+    rest = jax.eval_shape(function)[len(kept) :]
+    return jax.lax.cond(over, lambda: (*kept, *jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), rest)), function)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1, together: int = 1) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from jax_emossl import mesh as meshes
 from jax_emossl.data.batches import Batch, Segments
@@ -16,8 +16,11 @@ from jax_emossl.resident import Resident, with_features
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "mesh"))
-def _predict(objective: Objective, mesh: Mesh, steps, variables: Variables, batch: Batch) -> Outputs:
-    return meshes.each(lambda steps, v, b: objective.predict(v, with_features(steps, b)), mesh)(steps, variables, batch)
+def _predict(objective: Objective, mesh: Mesh, steps, over, variables: Variables, batch: Batch) -> Outputs:
+    def member(steps, over, variables, batch):
+        return meshes.unless(over, lambda: (objective.predict(variables, with_features(steps, batch)),))[0]
+
+    return meshes.each(member, mesh)(steps, over, variables, batch)
 
 
 @functools.partial(jax.jit, static_argnames="objective")
@@ -27,11 +30,11 @@ def _finish(objective: Objective, i: int, variables: Variables, outputs: Outputs
 
 def predict_rows(
     objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], batch_size: int, growth: float,
-    resident: Resident | None = None,
+    resident: Resident | None = None, over: Bool[Array, "m"] | None = None,
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """What an objective predicts by stacked variables (M, ...), each member's for segments of its own, in the segments' order.
 
-    `resident` holds all the segments; without it, features are sent batch by batch.
+    `resident` holds all the segments; without it, features are sent batch by batch. Of members that are `over` nothing is asked.
     """
     gather = resident.gather if resident else Segments.gather
     steps = meshes.replicate(resident.steps, mesh) if resident else None  # where they are already
@@ -49,7 +52,7 @@ def predict_rows(
             part: gather(part, own.part(*meshes.part(mesh))) for part, own in dict(zip(parts, selections, strict=True)).items()
         }  # members may share theirs
         batch = meshes.place_rows(meshes.stack([rows[part] for part in parts]), mesh)
-        made = _predict(objective, mesh, steps, variables, batch)
+        made = _predict(objective, mesh, steps, over, variables, batch)
         if before:  # the devices never wait for the host
             keep(*before)
         before = selections, made
@@ -58,11 +61,12 @@ def predict_rows(
 
 
 def predict_stacked(
-    objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], *sizes: float, resident: Resident | None = None
-) -> list[dict[str, np.ndarray]]:
+    objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], *sizes: float,
+    resident: Resident | None = None, over: Bool[Array, "m"] | None = None,
+) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """The finished outputs of `predict_rows`, for which the recordings' enrolment is encoded, too."""
     whole = [part.with_enrolment() for part in parts]
-    rows = predict_rows(objective, mesh, variables, whole, *sizes, resident)
+    rows = predict_rows(objective, mesh, variables, whole, *sizes, resident, over)
     made = meshes.fetch([_finish(objective, i, variables, own, part.basis) for i, (own, part) in enumerate(zip(rows, whole, strict=True))])
     return [{name: values[: len(part)] for name, values in own.items()} for own, part in zip(made, parts, strict=True)]
 

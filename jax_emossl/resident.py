@@ -15,7 +15,7 @@ from jax_emossl.data.indices import Selection, in_order
 from jax_emossl.errors import UserError
 from jax_emossl.layers import valid_steps
 
-SHARE = 0.25  # of a device's memory, that `auto` gives to model steps
+SHARE = 0.1  # of a device's memory, that `auto` gives to model steps
 _TOGETHER = 512  # segments sorted by length at once: the files are read nearly from front to back
 _ALIGNMENT = 64  # bytes: JAX's CPU devices then use an array where it is
 

@@ -47,7 +47,7 @@ def test_encoding_is_timed_beside_opensmile(tmp_path):
 
 def test_a_step_is_timed_beside_that_of_unmasked_steps_and_products_alone_where_pytorch_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    head, ours, visible = bench_step.measure("tiny", bench_step.Size(16, 1, 2, 4, 8), "bfloat16", rounds=1)
+    head, ours, visible = bench_step.measure("tiny", bench_step.Size(16, 1, 2, 4, 8), "bfloat16", rounds=1, seconds=0)
     assert head.startswith("tiny, bfloat16: 4 x 8 steps; peak ") and ours.startswith("  jax_emossl (0.01 M parameters): ")
     assert visible.startswith("  jax_emossl, unmasked steps alone (0.01 M parameters): ") and visible.endswith(" times as many")
 

@@ -85,6 +85,27 @@ def test_each_is_a_plain_loop_whether_members_take_turns_or_not(platform, member
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), meshes.member(made, i), expected)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_members_that_are_over_stay_as_they_are_and_cost_nothing_where_they_take_turns(platform):
+    asked = []
+
+    def member(_, over, state, x):
+        def step():
+            jax.debug.callback(lambda: asked.append(True))
+            return state + x, {"loss": x * 2}
+
+        return meshes.unless(over, step, state)
+
+    state, x = np.array([10.0, 20.0, 30.0]), np.array([1.0, 2.0, 3.0])
+    each = jax.jit(meshes.each(member, share(platform)))
+    made, sums = each((), np.array([False, True, False]), state, x)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(made, [11, 20, 33])
+    np.testing.assert_array_equal(sums["loss"], [2, 0, 6])
+    assert len(asked) == 2 or platform == "gpu"
+    np.testing.assert_array_equal(each((), None, state, x)[0], [11, 22, 33])
+
+
 def test_members_are_padded_with_the_first_until_the_devices_share_them_equally():
     for members, expected in (("abc", "abca"), ("abcd", "abcd"), ("a", "aa")):
         assert meshes.padded(members, share("cpu", 2)) == list(expected)

@@ -189,10 +189,10 @@ class _Plan:
         return [row | {"variant": self.variant} for row in made.values()]
 
     def missing(self, rows: Sequence[dict]) -> list[Cell]:
-        """The cells without a row, those of one mechanism together."""
+        """The cells without a row: those of one mechanism together, and arms side by side, since some end early, to the devices' equal share."""
         done = {(row["arm"], row["budget"], row["seed"]) for row in rows if self._own(row, self.variant)}
         order = list(_MECHANISMS)
-        return sorted((cell for cell in self.cells if cell not in done), key=lambda c: (order.index(ARMS[c.arm].mechanism), c.budget))
+        return sorted((cell for cell in self.cells if cell not in done), key=lambda c: (order.index(ARMS[c.arm].mechanism), c.budget, c.seed))
 
     def pretrain(self) -> list[Experiment]:
         """The experiments that start from the pretrained encoders, which are trained now if they are not there."""
