@@ -192,7 +192,9 @@ class _Plan:
         """The cells without a row: those of one mechanism together, and arms side by side, since some end early, to the devices' equal share."""
         done = {(row["arm"], row["budget"], row["seed"]) for row in rows if self._own(row, self.variant)}
         order = list(_MECHANISMS)
-        return sorted((cell for cell in self.cells if cell not in done), key=lambda c: (order.index(ARMS[c.arm].mechanism), c.budget, c.seed))
+        return sorted(
+            (cell for cell in self.cells if cell not in done), key=lambda c: (order.index(ARMS[c.arm].mechanism), c.budget, c.seed)
+        )
 
     def pretrain(self) -> list[Experiment]:
         """The experiments that start from the pretrained encoders, which are trained now if they are not there."""
