@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from experiments import objectives
 from jax_emossl import config as fields
+from jax_emossl import memory
 from jax_emossl.data import corpora
 from jax_emossl.data.indices import Sampler
 from jax_emossl.experiment import build
@@ -63,4 +64,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     main()

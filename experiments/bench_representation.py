@@ -19,7 +19,7 @@ import numpy as np
 
 from configs import scratch
 from jax_emossl import config as fields
-from jax_emossl import mesh
+from jax_emossl import memory, mesh
 from jax_emossl.experiment import Experiment, build
 from jax_emossl.representation import represent
 
@@ -80,4 +80,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     main()

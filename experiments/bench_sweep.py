@@ -25,6 +25,8 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
+from jax_emossl import memory
+
 SIDES = ("sweep", "one by one, all devices", "one by one, one device")
 
 
@@ -132,4 +134,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    memory.keep_freed()
     main()

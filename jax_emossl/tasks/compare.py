@@ -27,6 +27,7 @@ from jax_emossl.study import Answer, Cell, Study, num_labels
 from jax_emossl.tasks import train
 
 _IN_PROGRESS = "in_progress"
+_UNLEARNED = 1 / 3  # of the cost of a training's second of speech, where nothing is learned from it
 _MOST_SHOWN = 2000  # segments in the embedding map
 
 
@@ -53,9 +54,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
         return round(sum(plan.left(rows) for plan in plans))
 
     whole = left(())
-    with tqdm(
-        total=whole, initial=whole - left(rows), desc="comparing", unit=" s of speech", unit_scale=True, leave=False, disable=None
-    ) as bar:
+    speech = {"unit": " s of speech", "unit_scale": True, "smoothing": 0}  # the mean rate, since parts go at rates of their own
+    with tqdm(total=whole, initial=whole - left(rows), desc="comparing", leave=False, disable=None, **speech) as bar:
         for plan in plans:
             if known_already := plan.answered_by(rows):
                 rows += known_already
@@ -131,7 +131,7 @@ class _Plan:
         return self.out in self.folders[0].parents
 
     def left(self, rows: Sequence[dict]) -> float:
-        """Seconds of speech that are still to be read: the time goes by them."""
+        """Seconds of speech that are still to be trained on: the time goes by them. To read one without learning costs a third."""
         missing = self.missing(rows)
         pretrains = self.pretrains and self.trains and len(missing) == len(self.cells)
         pretraining = len(self.folders) * self._seconds(self.config.pretrain.train) if pretrains else 0.0
@@ -139,16 +139,21 @@ class _Plan:
 
     @functools.cached_property
     def _cell_seconds(self) -> dict[Cell, float]:
-        """Of speech that a cell's trainings read; a linear read-out reads its labelled segments once."""
+        """Of speech for a cell's trainings and their answers; a linear read-out reads its labelled segments once."""
         grid, available, read = len(configs.trained_points(self.config.compare)), len(self.unpretrained.corpus.fold("train")), {}
+        reported = self._judging_seconds(self.config.compare.fold)
         for budget in {cell.budget for cell in self.cells}:
             labels = num_labels(budget, available)
-            tuned = grid * self._seconds(configs.stretched(self.config.finetune.train, labels))
+            tuned = grid * (self._seconds(configs.stretched(self.config.finetune.train, labels)) + reported)
             read[budget] = {"tuned": tuned, "linear": labels * self._segment_seconds, "constant": 0.0}
         return {cell: read[cell.budget][ARMS[cell.arm].mechanism] for cell in self.cells}
 
     def _seconds(self, train: ml_collections.ConfigDict) -> float:
-        return train.steps * train.batch_size * min(train.crop or math.inf, self._segment_seconds)
+        trained = train.steps * train.batch_size * min(train.crop or math.inf, self._segment_seconds)
+        return trained + train.steps / train.eval_every * self._judging_seconds("valid")
+
+    def _judging_seconds(self, fold: str) -> float:
+        return _UNLEARNED * len(self.unpretrained.corpus.fold(fold)) * self._segment_seconds
 
     @property
     def _segment_seconds(self) -> float:
