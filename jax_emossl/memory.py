@@ -9,7 +9,15 @@ import numpy as np
 from jaxtyping import Float
 
 _MOST_MAPPED = 2**28  # bytes of a file
-_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
+_TUNABLES = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in {
+        "hugetlb": 1,
+        "mmap_max": 0,
+        "trim_threshold": 2**40,
+        "arena_max": 2 * (os.cpu_count() or 1),  # each keeps what it has freed; with one alone, threads would wait for one another
+    }.items()
+)
 
 
 def keep_freed() -> None:
