@@ -1,9 +1,9 @@
 """How long fine-tuning pays: passes over the labels, and the fewest steps, scored on a validation fold that chose nothing.
 
-python -m jax_emossl.main --config=experiments/passes.py:ravdess --workdir=runs/passes
-python -m jax_emossl.main --config=experiments/passes.py:nemo --workdir=runs/passes_nemo --config.data.folds=searches
+python -m jax_emossl.main --config=experiments/passes.py:nemo --workdir=runs/passes --config.data.folds=searches
 
-Steps and settings are chosen within the labels.
+Steps and settings are chosen within the labels. RAVDESS's rotations share validation speakers: there
+--config.data.folds=$EMOSSL_DATA/ravdess/folds_rotation1.json,$EMOSSL_DATA/ravdess/folds_rotation3.json.
 """
 
 from experiments import label_fraction

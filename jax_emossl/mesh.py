@@ -139,7 +139,7 @@ def each(function: Callable, mesh: Mesh) -> Callable:
 def unless(over: Bool[Array, ""] | None, function: Callable[[], tuple], *kept: Any) -> tuple:
     """What a member's function gives; where the member is `over`, `kept` in place of the first values and zeros for the rest.
 
-    Where members take turns, an accelerator aside, nothing is computed for one that is over. None: it never is.
+    On a CPU, where members take turns, nothing is computed for one that is over. None: it never is.
     """
     if over is None:
         return function()
