@@ -21,6 +21,11 @@ def get(name, corpus=""):
     return importlib.import_module(name if "." in name else f"configs.{name}").get_config(corpus)
 
 
+@pytest.fixture(autouse=True)
+def _corpora_need_not_be_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("EMOSSL_DATA", str(tmp_path))
+
+
 COMPARISONS = [name for name in CONFIGS + EXPERIMENTS if get(name).task == "compare"]
 
 
