@@ -25,7 +25,7 @@ import pandas as pd
 from jaxtyping import Float
 from tqdm import tqdm
 
-from jax_emossl import memory, page
+from jax_emossl import page
 from jax_emossl.data import arrays, audio, csd, labels
 from jax_emossl.data.audio import Extractor
 from jax_emossl.data.prepared import new_folder
@@ -264,5 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    memory.keep_freed()
     main()
