@@ -16,7 +16,6 @@ import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool
 from tqdm import tqdm
 
 from jax_emossl import memory, metrics, preemption, processes
@@ -171,7 +170,7 @@ class _Run:
         opt_state = meshes.place_members(_init(self.optimizer, self.mesh, params), self.mesh)
         progress = {"members": [_NO_PROGRESS] * len(self.members), "unlogged": []}
         constants = meshes.place_members(meshes.stack([member.constants for member in self.members]), self.mesh)
-        variables = self.with_standards({"params": params, "constants": constants}, progress)
+        variables = self.with_standards({"params": params, "constants": constants})
         return Snapshot(0, variables, opt_state, jax.tree.map(jnp.copy, variables), progress)
 
     def whole(self, now: Snapshot) -> Snapshot:
@@ -188,17 +187,15 @@ class _Run:
         state = processes.arrays_of_first(now.arrays)
         return Snapshot(step, **meshes.place_members(state, self.mesh), progress=progress)
 
-    def over(self, progress: dict) -> Bool[Array, "m"] | None:
-        """Which members are no longer trained, on their devices; None for one alone, with which training ends."""
-        ended = [_over(own, self.config.train) for own in progress["members"]]
-        return meshes.place_members(np.array(ended), self.mesh) if len(ended) > 1 else None
+    def over(self, now: Snapshot) -> list[bool]:
+        """Which members are no longer trained."""
+        return [_over(own, self.config.train) for own in now.progress["members"]]
 
-    def with_standards(self, variables: Variables, progress: dict) -> Variables:
+    def with_standards(self, variables: Variables, over: Sequence[bool] = ()) -> Variables:
         """Variables whose constants, of objectives with a reference, are those of the encoder as it is now."""
         reference, params = [member.reference for member in self.members], variables["params"]
         if None in reference:
             return variables
-        over = self.over(progress)
         outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident, over)
         rows = max(map(len, reference))  # of members that are stacked
         own = [
@@ -233,7 +230,7 @@ class _Run:
         """After one more step, and its sums (M,), still on the devices; nothing is sent to or fetched from them unasked."""
         steps = self.resident.steps if self.resident else None
         shared = meshes.replicate((np.int32(now.step), steps), self.mesh)  # steps are there already
-        over = self.over(now.progress)
+        over = meshes.place_over(self.over(now), self.mesh)
         with jax.transfer_guard("disallow"):
             variables, opt_state, sums = _step(
                 self.objective, self.optimizer, self.mesh, shared, over, *self.fixed, now.variables, now.opt_state, batch
@@ -260,8 +257,8 @@ class _Run:
 
     def evaluated(self, now: Snapshot, log: Scalars | None) -> Snapshot:
         """After the validation of every member that is still trained."""
-        variables = self.with_standards(now.variables, now.progress)
-        valid, over = [member.valid for member in self.members], self.over(now.progress)
+        valid, over = [member.valid for member in self.members], self.over(now)
+        variables = self.with_standards(now.variables, over)
         outputs = predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident, over=over)
         judged = []
         for member, own, made in zip(self.members, now.progress["members"], outputs, strict=True):
@@ -282,7 +279,7 @@ class _Run:
 
     def alive(self, now: Snapshot) -> bool:
         """Whether any member is still to be trained."""
-        return not all(_over(own, self.config.train) for own in now.progress["members"])
+        return not all(self.over(now))
 
     def sound(self, now: Snapshot) -> bool:
         """Whether any member has not diverged."""

@@ -76,6 +76,11 @@ def part(mesh: Mesh) -> tuple[int, int]:
     return processes.part() if mesh.shape["members"] == 1 else (0, 1)
 
 
+def place_over(over: Sequence[bool], mesh: Mesh) -> Bool[Array, "m"] | None:
+    """Which members are over, for `unless`; None of one alone, with which its training ends."""
+    return place_members(np.array(over), mesh) if len(over) > 1 else None
+
+
 def place_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Rows (M, B, ...), each member's shared out over its devices; of several processes, each gives those of its `part`."""
     sharding, (_, parts) = NamedSharding(mesh, PartitionSpec("members", "data")), part(mesh)

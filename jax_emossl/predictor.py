@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from jax_emossl import mesh as meshes
 from jax_emossl.data.batches import Batch, Segments
@@ -30,7 +30,7 @@ def _finish(objective: Objective, i: int, variables: Variables, outputs: Outputs
 
 def predict_rows(
     objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], batch_size: int, growth: float,
-    resident: Resident | None = None, over: Bool[Array, "m"] | None = None,
+    resident: Resident | None = None, over: Sequence[bool] = (),
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """What an objective predicts by stacked variables (M, ...), each member's for segments of its own, in the segments' order.
 
@@ -38,6 +38,7 @@ def predict_rows(
     """
     gather = resident.gather if resident else Segments.gather
     steps = meshes.replicate(resident.steps, mesh) if resident else None  # where they are already
+    ended = meshes.place_over(over or [False] * len(parts), mesh)
     outputs: list[dict[str, np.ndarray]] = [{} for _ in parts]
 
     def keep(selections: Sequence[Selection], made: Outputs) -> None:
@@ -52,7 +53,7 @@ def predict_rows(
             part: gather(part, own.part(*meshes.part(mesh))) for part, own in dict(zip(parts, selections, strict=True)).items()
         }  # members may share theirs
         batch = meshes.place_rows(meshes.stack([rows[part] for part in parts]), mesh)
-        made = _predict(objective, mesh, steps, over, variables, batch)
+        made = _predict(objective, mesh, steps, ended, variables, batch)
         if before:  # the devices never wait for the host
             keep(*before)
         before = selections, made
@@ -62,7 +63,7 @@ def predict_rows(
 
 def predict_stacked(
     objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], *sizes: float,
-    resident: Resident | None = None, over: Bool[Array, "m"] | None = None,
+    resident: Resident | None = None, over: Sequence[bool] = (),
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """The finished outputs of `predict_rows`, for which the recordings' enrolment is encoded, too."""
     whole = [part.with_enrolment() for part in parts]

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import faulthandler
 import functools
 import io
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key  # the terminal's, which is not captured
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from make_corpus import Files
@@ -25,6 +27,7 @@ from jax_emossl.data import corpus, csd, prepared
 from jax_emossl.data.folds import read_folds
 from jax_emossl.errors import UserError
 
+HANG = 120  # seconds for a whole test, after which the stack is shown and the session ended
 REAL = Path(os.environ.get("EMOSSL_DATA", "/nowhere")) / "nemo"
 VALUES = (
     None,
@@ -118,6 +121,13 @@ def _places(node):
         yield node, key
         if isinstance(node[key], dict | list):
             yield from _places(node[key])
+
+
+@pytest.fixture(autouse=True)
+def _no_hang(request):
+    faulthandler.dump_traceback_later(HANG, exit=True, file=request.config.stash[fault_handler_stderr_fd_key])
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
