@@ -4,12 +4,15 @@
 
 Beside every task stand scratch, the random encoder and functionals, which read no pretraining. Fine-tunings have the same grid for all.
 Pretrainings take the same steps and nearly the same floating point operations: a task that costs more per row has fewer rows in a batch,
-in multiples of 4. `python -m experiments.bench_objectives` counts them: so many rows cost within a tenth of what 64 cost masked_timesteps.
+in multiples of 4. `python -m experiments.bench_objectives --corpus ravdess` counts them: so many rows cost within an eighth of what 64 cost
+masked_timesteps, but for modalities (Wu et al. 2023), which recognises transformations by an encoder of its own: its four cost half more.
 """
+
+from typing import Any
 
 import ml_collections
 
-from configs import combined
+from configs import combined, sarkar2020, wu2023
 from experiments import label_fraction
 
 ROWS = {
@@ -21,17 +24,31 @@ ROWS = {
     "agreement": 32,
     "masked_timesteps+agreement": 20,
     "masked_timesteps+teacher": 28,
+    "transformation_recognition": 8,  # each under every transformation
+    "modalities": 4,
 }
 
 
 def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     config = label_fraction.get_config(corpus)
-    config.pretrain.objective = combined.get_config(corpus).objective  # the fields of all objectives, in groups
+    objective = config.pretrain.objective = combined.get_config(corpus).objective  # the fields of all objectives, in groups
+    objective.transformation_recognition = _without_name(sarkar2020.get_config().objective) | {"reads": "encoder"}
+    modalities = wu2023.get_config()  # the other encoder has fields of its own
+    config.model.update({name: value for name, value in modalities.model.items() if name not in config.model})
     config.compare.arms = ("pretrained", "frozen", "pretrained+functionals", "scratch", "random", "functionals")
-    config.compare.variants = tuple((name, _fields(name, rows)) for name, rows in ROWS.items())
+    config.compare.variants = tuple((name, _fields(name, rows, modalities)) for name, rows in ROWS.items())
     return config
 
 
-def _fields(name: str, rows: int) -> tuple[tuple[str, str | int | bool], ...]:
+def _without_name(group: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "name"}
+
+
+def _fields(name: str, rows: int, modalities: ml_collections.ConfigDict) -> tuple[tuple[str, Any], ...]:
     causal = "future_prediction" in name.split("+")  # its scratch and random encoders are causal, too
-    return ("pretrain.objective.name", name), ("pretrain.train.batch_size", rows), ("model.causal", causal)
+    fields: dict[str, Any] = {"pretrain.train.batch_size": rows, "model.causal": causal}
+    if name == "modalities":  # transformations again, told by an encoder of other make
+        name = modalities.objective.name
+        fields |= {f"model.{own}": value for own, value in modalities.model.items()}
+        fields |= {f"pretrain.objective.{name}.{own}": value for own, value in _without_name(modalities.objective).items()}
+    return tuple(fields.items()) + (("pretrain.objective.name", name),)

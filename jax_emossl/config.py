@@ -272,9 +272,10 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))
     if {"train": "train", "compare": "compare", "evaluate": "fold"}.get(config.task, "task") not in config:
         raise UserError(f"task is '{config.task}', but this config lacks its fields: take one that is made for it.")
-    for name in (name for name in fields if name == "model.width" or name.endswith(".decoder_width")):
-        if "heads" in config.model and fields[name] % (2 * config.model.heads):
-            raise UserError(f"{name} is {fields[name]}, but must be a multiple of twice the {config.model.heads} heads.")
+    heads = {name: 2 for name in fields if name.endswith(".decoder_width")} | {"model.width": fields.get("model.heads")}
+    for name, number in heads.items():
+        if number and fields[name] % (2 * number):
+            raise UserError(f"{name} is {fields[name]}, but must be a multiple of {2 * number}, twice the number of its heads.")
 
 
 def _key(fields: Mapping[str, Any], name: str) -> str:

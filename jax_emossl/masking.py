@@ -6,39 +6,45 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
-def span_mask(key: jax.Array, num_steps: Int[Array, ""], length: int, ratio: float, span: int) -> Bool[Array, "t"]:
+def span_mask(key: jax.Array, num_steps: Int[Array, ""], length: int, ratio: float, span: int, exact: bool = False) -> Bool[Array, "t"]:
     """Masks about `ratio` of one row's valid steps, in spans of `span` steps.
 
     The row is cut into spans at a random phase and a random choice of them is masked, so that neighbouring
     ones may merge. Of two steps or more at least one stays visible; a row shorter than two spans has spans
-    of half its length. At least one step is masked.
+    of half its length. At least one step is masked. Where it must be `exact`, as many steps are masked as
+    `ratio` says, to the nearest whole one, of the last span only the first.
     """
     phase_key, choice_key, count_key = jax.random.split(key, 3)
     span = jnp.clip(num_steps // 2, 1, span)
     phase = jax.random.randint(phase_key, (), 0, span)
-    block = (jnp.arange(length) + phase) // span
+    steps = jnp.arange(length)
+    block = (steps + phase) // span
     blocks = (num_steps - 1 + phase) // span + 1
-    count = jnp.floor(ratio * blocks + jax.random.uniform(count_key))
-    count = jnp.maximum(1, jnp.minimum(count, blocks - 1))
     score = jax.random.uniform(choice_key, (length + 1,))
     score = jnp.where(jnp.arange(length + 1) < blocks, score, 2.0)
-    rank = jnp.argsort(jnp.argsort(score))
-    return (rank[block] < count) & (jnp.arange(length) < num_steps)
+    rank = jnp.argsort(jnp.argsort(score))[block]
+    valid = steps < num_steps
+    if exact:
+        place = jnp.argsort(jnp.argsort(jnp.where(valid, rank, length + 1) * length + steps))
+        return (place < _hidden(num_steps, ratio)) & valid
+    count = jnp.floor(ratio * blocks + jax.random.uniform(count_key))
+    return (rank < jnp.maximum(1, jnp.minimum(count, blocks - 1))) & valid
 
 
-def span_masks(keys: jax.Array, num_steps: Int[Array, "b"], length: int, ratio: float, span: int) -> Bool[Array, "b t"]:
+def _hidden(num_steps, ratio, of=jnp):
+    return of.maximum(1, of.minimum(of.round(np.float32(ratio) * num_steps), num_steps - 1)).astype(int)
+
+
+def span_masks(
+    keys: jax.Array, num_steps: Int[Array, "b"], length: int, ratio: float, span: int, exact: bool = False
+) -> Bool[Array, "b t"]:
     """A mask of every row, drawn from its key."""
-    return jax.vmap(lambda key, steps: span_mask(key, steps, length, ratio, span))(keys, jnp.asarray(num_steps))
+    return jax.vmap(lambda key, steps: span_mask(key, steps, length, ratio, span, exact))(keys, jnp.asarray(num_steps))
 
 
-def most_visible(length: int, ratio: float, span: int) -> int:
-    """The most steps that `span_mask` may leave of any row of up to `length` steps, at least 1."""
-    steps = np.arange(1, length + 1)
-    span = np.clip(steps // 2, 1, span)
-    blocks = (steps + 2 * (span - 1)) // span  # at the phase that has most
-    hidden = np.floor(np.float32(ratio) * blocks.astype(np.float32)).astype(int)  # rounded as in `span_mask`
-    visible = blocks - np.maximum(1, np.minimum(hidden, blocks - 1))
-    return max(1, np.minimum(visible * span, steps - 1).max().item())
+def most_visible(length: int, ratio: float) -> int:
+    """The most steps that an exact `span_mask` leaves of a row of up to `length` steps, at least 1."""
+    return max(1, length - _hidden(length, ratio, np).item())
 
 
 def pack(visible: Bool[Array, "b t"], most: int) -> tuple[Int[Array, "b v"], Int[Array, "b"]]:

@@ -7,9 +7,21 @@ import pytest
 import soundfile
 from test_encode import RATE, tone
 
-from experiments import bench_data, bench_encode, bench_representation, bench_scaling, bench_statistics, bench_step, bench_sweep
+from experiments import (
+    bench_data,
+    bench_encode,
+    bench_objectives,
+    bench_representation,
+    bench_scaling,
+    bench_statistics,
+    bench_step,
+    bench_sweep,
+    objectives,
+)
+from jax_emossl import config as fields
 from jax_emossl import results
 from jax_emossl.comparison import Comparison
+from jax_emossl.data import corpora
 from jax_emossl.data.audio import Extractor
 
 
@@ -93,3 +105,12 @@ def test_read_outs_are_made_of_every_strength(head, monkeypatch):
     monkeypatch.setattr(bench_statistics.linear, "read_out", lambda *own: made.append(own[3]) or read_out(*own))
     bench_statistics.read_outs(head)
     assert len(made) == 6
+
+
+def test_the_operations_of_every_objective_are_counted():
+    config = objectives.get_config()
+    fields.resolve(config)
+    name, changes = config.compare.variants[0]
+    own = fields.part(fields.varied(config, name, changes, corpora.targets(config.data)[0]), "pretrain")
+    flops, _, rows, _ = bench_objectives.measure(own, 0)
+    assert rows == objectives.ROWS[name] and flops / rows > 1e6

@@ -118,8 +118,12 @@ def test_a_new_corpus_brings_its_settings_in_its_one_file(tmp_path, monkeypatch)
 # Checks
 
 BAD = [
-    ("scratch", {"model.width": 18}, "model.width is 18, but must be a multiple of twice the 4 heads"),
-    ("pretrain", {"objective.decoder_width": 12}, "objective.decoder_width is 12, but must be a multiple of twice the 4 heads"),
+    ("scratch", {"model.width": 18}, "model.width is 18, but must be a multiple of 8, twice the number of its heads"),
+    (
+        "pretrain",
+        {"objective.decoder_width": 18},
+        "objective.decoder_width is 18, but must be a multiple of 4, twice the number of its heads",
+    ),
     ("scratch", {"model.layers": 0}, "model.layers is 0, but must lie between 1 and inf"),
     ("scratch", {"model.heads": 0}, "model.heads is 0"),
     ("scratch", {"model.name": "oracle"}, "model.name is 'oracle': choose one of conv_transformer, "),

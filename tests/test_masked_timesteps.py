@@ -72,14 +72,14 @@ def predict(objective, params, batch):
     return objective.predict(variables(params), batch)
 
 
-def masked_in_loss():
+def masked_in_loss(objective):
     """The masks that the objective draws from `KEY`."""
     keys = jax.random.split(jax.random.split(KEY)[0], 4)
-    return np.asarray(span_masks(keys, NUM_STEPS, 20, 0.5, 3))
+    return np.asarray(span_masks(keys, NUM_STEPS, 20, 0.5, 3, exact=objective == VISIBLE))
 
 
 def test_the_loss_counts_masked_valid_steps_and_nothing_else(objective, blind):
-    masked, features = masked_in_loss(), batch()["features"]
+    masked, features = masked_in_loss(objective), batch()["features"]
     total, count, of_constant = loss(objective, blind, batch())
     per_step = np.abs(features - np.arange(6.0)).mean(-1)
     assert count == masked.sum() and not (masked & ~VALID).any()
@@ -88,14 +88,14 @@ def test_the_loss_counts_masked_valid_steps_and_nothing_else(objective, blind):
 
 
 def test_unmasked_and_padded_steps_are_no_target(objective, blind):
-    masked, noise = masked_in_loss()[..., None], np.random.default_rng(1).normal(size=(4, 20, 6)).astype(np.float32)
+    masked, noise = masked_in_loss(objective)[..., None], np.random.default_rng(1).normal(size=(4, 20, 6)).astype(np.float32)
     total = loss(objective, blind, batch())[0]
     assert loss(objective, blind, batch() | {"features": np.where(masked, batch()["features"], noise)})[0] == pytest.approx(total, rel=1e-6)
     assert loss(objective, blind, batch() | {"features": np.where(masked, noise, batch()["features"])})[0] != pytest.approx(total, rel=1e-3)
 
 
 def test_what_is_to_be_reconstructed_cannot_be_seen(objective, params):
-    masked, features = masked_in_loss()[..., None], batch()["features"]
+    masked, features = masked_in_loss(objective)[..., None], batch()["features"]
     far = np.where(masked, features + 1000, features)
     (seen, count, _), (unseen, _, _) = loss(objective, params, batch()), loss(objective, params, batch() | {"features": far})
     assert unseen / count == pytest.approx(1000, abs=10)  # the reconstruction did not move along
@@ -116,7 +116,7 @@ def test_filler_rows_count_for_nothing(objective, params):
     other[1] += 5
     total, count, of_constant = loss(objective, params, batch() | {"weight": weight})
     assert loss(objective, params, batch() | {"weight": weight, "features": other}) == pytest.approx((total, count, of_constant), rel=1e-6)
-    assert count == masked_in_loss()[[0, 2, 3]].sum()
+    assert count == masked_in_loss(objective)[[0, 2, 3]].sum()
 
 
 def test_steps_draw_new_masks_but_an_evaluation_repeats_itself(objective, params):
@@ -157,7 +157,7 @@ def test_statistics_are_told_of_whole_crops_and_add_their_share(objective):
     total = loss(telling, own, batch())[0]
     counts = masked_timesteps.steps_per_dimension(NUM_STEPS, 1, 6)
     per_row = np.abs(masked_timesteps.crop_statistics(batch()["features"], counts, (2,))).mean(1)
-    assert total - reconstruction == pytest.approx(0.5 * (masked_in_loss().sum(1) * per_row).sum(), rel=1e-4)
+    assert total - reconstruction == pytest.approx(0.5 * (masked_in_loss(objective).sum(1) * per_row).sum(), rel=1e-4)
     # Reconstruction is learned first; from 30 % of the training on the share grows to its full size at the end.
     early, later = (float(jax.jit(telling.loss)(variables(own), batch(), KEY, progress)[0]) for progress in (0.3, 0.65))
     assert early == pytest.approx(reconstruction, rel=1e-5) and later - early == pytest.approx((total - early) / 2, rel=1e-3)
@@ -170,7 +170,7 @@ def test_statistics_are_told_of_whole_crops_and_add_their_share(objective):
 
 def test_what_tells_statistics_are_the_unmasked_steps(objective):
     """Of whatever is masked nothing can be told; without a decoder it stands in what is pooled as the mask embedding."""
-    telling, masked = dataclasses.replace(objective, statistics_weight=0.5, lags=(2,)), masked_in_loss()
+    telling, masked = dataclasses.replace(objective, statistics_weight=0.5, lags=(2,)), masked_in_loss(objective)
     params = jax.jit(telling.init)(jax.random.key(0), batch())
     keys = jax.random.split(jax.random.split(KEY)[0], 4)
 
@@ -202,7 +202,7 @@ def test_without_a_decoder_all_steps_are_encoded_as_ever():
         output = OBJECTIVE.encoder.apply({"params": params["encoder"]}, batch()["features"], NUM_STEPS, masked).layers[-1]
         return Reconstruction(6).apply({"params": params["head"]}, output)
 
-    np.testing.assert_array_equal(made, by_hand(params, masked_in_loss()))
+    np.testing.assert_array_equal(made, by_hand(params, masked_in_loss(objective)))
 
 
 def test_with_a_decoder_the_encoder_reads_the_unmasked_steps_alone(monkeypatch):
@@ -214,7 +214,7 @@ def test_with_a_decoder_the_encoder_reads_the_unmasked_steps_alone(monkeypatch):
     params = jax.eval_shape(VISIBLE.init, jax.random.key(0), batch())
     read.clear()
     jax.eval_shape(VISIBLE.reconstruct, variables(params), batch(), jax.random.split(KEY, 4))
-    most = most_visible(20, VISIBLE.ratio, VISIBLE.span)
+    most = most_visible(20, VISIBLE.ratio)
     assert most < 20 and read == [(16, 1, (4, most, 6)), (8, 1, (4, 20, 16))]
     assert params["encoder"] == jax.eval_shape(OBJECTIVE.init, jax.random.key(0), batch())["encoder"]
 
@@ -231,8 +231,8 @@ def filled(value=0.0):
 def test_what_fills_up_the_last_stack_is_not_reconstructed(objective, blind):
     stacked = dataclasses.replace(objective, stack=3)  # of two features
     np.testing.assert_array_equal(masked_timesteps.steps_per_dimension(NUM_FRAMES, 3, 6), THERE.sum(1))
-    counted = masked_in_loss()[..., None] & THERE
-    assert counted.sum() < 6 * masked_in_loss().sum()  # some of it is masked
+    counted = masked_in_loss(objective)[..., None] & THERE
+    assert counted.sum() < 6 * masked_in_loss(objective).sum()  # some of it is masked
     total, count, of_constant = loss(stacked, blind, filled())
     assert count == pytest.approx(counted.sum() / 6)
     assert total == pytest.approx(np.abs(batch()["features"] - np.arange(6.0))[counted].sum() / 6, rel=1e-5)

@@ -58,12 +58,27 @@ def test_steps_are_masked_in_whole_spans(span):
 
 @pytest.mark.parametrize("ratio", [0.15, 0.75, 0.85])
 @pytest.mark.parametrize("span", [1, 5, 20])
-def test_the_most_steps_that_stay_visible_are_known_beforehand(ratio, span):
-    num_steps = np.tile(np.arange(1, LENGTH + 1), 200)
+def test_an_exact_mask_hides_the_same_number_of_steps_for_every_key(ratio, span):
+    num_steps = np.tile(np.arange(1, LENGTH + 1), 50)
     keys = jax.random.split(jax.random.key(0), len(num_steps))
-    left = num_steps - np.asarray(jax.jit(span_masks, static_argnums=2)(keys, num_steps, LENGTH, ratio, span)).sum(1)
+    masked = np.asarray(jax.jit(lambda keys, num_steps: span_masks(keys, num_steps, LENGTH, ratio, span, True))(keys, num_steps))
+    assert not (masked & (np.arange(LENGTH) >= num_steps[:, None])).any()
+    hidden = np.clip(np.round(ratio * num_steps), 1, np.maximum(num_steps - 1, 1))
+    np.testing.assert_array_equal(masked.sum(1), hidden)
     for length in (1, 2, 3, 7, 30, LENGTH):
-        assert most_visible(length, ratio, span) == max(1, left[num_steps <= length].max())
+        assert most_visible(length, ratio) == max(1, (num_steps - hidden)[num_steps <= length].max())
+
+
+def test_an_exact_mask_has_whole_spans_but_for_one_that_is_cut():
+    keys = jax.random.split(jax.random.key(1), 400)
+    exact = np.asarray(span_masks(keys, jnp.full(400, LENGTH), LENGTH, 0.5, 5, True))
+    lengths = [[length % 5 for length in runs(mask)] for mask in exact]
+    assert max(sum(rest > 0 for rest in row) for row in lengths) == 1 and exact[:, 10:-10].mean(0).std() < 0.05
+
+
+def test_an_exact_mask_does_not_depend_on_padding():
+    short, padded = (span_mask(jax.random.key(7), 40, length, 0.5, 7, True)[:40] for length in (40, LENGTH))
+    np.testing.assert_array_equal(short, padded)
 
 
 def test_visible_steps_are_packed_in_order_and_return_to_their_places():

@@ -5,7 +5,7 @@ from jax_emossl import config as fields
 from jax_emossl import workdir
 from jax_emossl.tasks import compare
 
-OWN = ("future_prediction", "masked_timesteps+agreement")  # with another network, and with groups in its batches
+OWN = ("future_prediction", "masked_timesteps+agreement", "modalities")  # a causal network, groups in batches, an encoder of another make
 
 
 def test_objectives_are_compared_at_the_same_label_counts(comparison_config, tmp_path):
@@ -15,7 +15,8 @@ def test_objectives_are_compared_at_the_same_label_counts(comparison_config, tmp
     config.compare.update({"label_counts": (12,), "seeds": 1, "regularisations": (0.01,), "strategies": ("linear",)})
     config.compare.arms = ("frozen", "functionals")
     variants = dict(config.compare.variants)
-    config.compare.variants = tuple((name, (*variants[name], ("pretrain.train.batch_size", 8))) for name in OWN)
+    tiny = ("pretrain.train.batch_size", 8), ("model.width", small.model.width)
+    config.compare.variants = tuple((name, variants[name] + tiny) for name in OWN)
     fields.check(config)
     workdir.enter(tmp_path, config)
     rows = compare.run(config, tmp_path)
@@ -28,7 +29,8 @@ def test_objectives_are_compared_at_the_same_label_counts(comparison_config, tmp
 
 def test_every_objective_has_its_row_and_batches_that_devices_can_share():
     config = objectives.get_config()
-    assert {part for name in objectives.ROWS for part in name.split("+")} == set(config.pretrain.objective) - {"name"}
+    names = [dict(changes)["pretrain.objective.name"] for _, changes in config.compare.variants]
+    assert {part for name in names for part in name.split("+")} == set(config.pretrain.objective) - {"name"}
     assert all(rows % 4 == 0 for rows in objectives.ROWS.values())
     causal = {name: dict(changes)["model.causal"] for name, changes in config.compare.variants}
     assert [name for name, own in causal.items() if own] == ["future_prediction"]

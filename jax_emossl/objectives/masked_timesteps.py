@@ -121,7 +121,10 @@ class MaskedTimesteps(Stepwise):
 
     @property
     def _model(self) -> _Model:
-        decoder = self.encoder.clone(width=self.decoder_width, layers=1) if self.decoder_width else None
+        decoder = None
+        if self.decoder_width:
+            # One head looks back and one ahead, as far as any of the encoder's. Four would cost what the layers cost that read a quarter.
+            decoder = self.encoder.clone(width=self.decoder_width, layers=1, heads=2, near=self.encoder.far)
         statistics = (3 + len(_QUANTILES) + len(self.lags)) * (self.statistics_weight > 0)
         return _Model(self.encoder, self.dimension, statistics, decoder)
 
@@ -134,8 +137,8 @@ class MaskedTimesteps(Stepwise):
     ) -> tuple[Bool[Array, "b t"], Float[Array, "b t d"], Float[Array, "b s"] | None]:
         """A mask of every row, drawn from its key, and the features and statistics predicted under it."""
         features, num_steps = batch["features"], batch["num_steps"]
-        masked = span_masks(keys, num_steps, features.shape[1], self.ratio, self.span)
-        most = most_visible(features.shape[1], self.ratio, self.span)
+        masked = span_masks(keys, num_steps, features.shape[1], self.ratio, self.span, exact=self.decoder_width > 0)
+        most = most_visible(features.shape[1], self.ratio)
         rngs = None if dropout is None else {"dropout": dropout}
         params = {"params": variables["params"]}
         return masked, *self._model.apply(params, features, num_steps, masked, dropout is None, most, rngs=rngs)
