@@ -78,7 +78,8 @@ def test_all_comparisons_have_the_same_fields():
     own = {name: set(fields.flat(get(name))) for name in COMPARISONS}
     listed = {field for field in own["experiments.objectives"] if field.startswith("pretrain.objective.")}  # of all objectives
     alone = {field for field in own["configs.quickstart"] if field.startswith("pretrain.objective.")}
-    assert own["experiments.objectives"] - listed | alone == own["configs.quickstart"]
+    of_the_other_encoder = {f"model.{field}" for field in ("groups", "conv_layers", "channels", "kernel")}
+    assert own["experiments.objectives"] - listed | alone == own["configs.quickstart"] | of_the_other_encoder
     del own["experiments.objectives"]
     assert len({tuple(sorted(names)) for names in own.values()}) == 1
 
@@ -110,8 +111,17 @@ def test_pretrainings_differ_in_their_objective_and_in_what_it_needs(name):
 
 
 def test_objectives_are_compared_with_the_fields_of_their_own_configs():
-    listed = get("experiments.objectives").pretrain.objective
+    config = get("experiments.objectives")
+    listed = config.pretrain.objective.copy_and_resolve_references()
+    recognition = listed.transformation_recognition.to_dict() | {"name": "transformation_recognition"}
+    assert recognition == get("sarkar2020").objective.to_dict() | {"reads": "encoder"}
+    del listed.transformation_recognition
     assert listed == get("combined").objective
+    fields.resolve(config)
+    own = fields.varied(config, "modalities", dict(config.compare.variants)["modalities"], {})
+    wu = get("wu2023")
+    assert own.pretrain.objective.transformation_recognition.to_dict() | {"name": own.pretrain.objective.name} == wu.objective.to_dict()
+    assert {name: own.model[name] for name in wu.model} == wu.model.to_dict()
     for name in ("future_prediction", "alteration", "agreement", "cluster_identities", "teacher"):
         alone = get(name).objective.to_dict()
         assert {**alone, "weight": listed[name].weight} == {"name": name, **listed[name].to_dict()}
