@@ -56,6 +56,7 @@ def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
     budgets = c.budgets(variant)
     axes.set_xscale("log")
     axes.set_xticks([c.labels(b) for b in budgets], [c.budget_name(b) for b in budgets])
+    axes.get_xticklabels()[-1].set_horizontalalignment("left")  # all labels may be hardly more than the count before
     axes.minorticks_off()
     axes.set_xlabel("labelled training segments")
     axes.set_ylabel(FULL_NAMES[metric] + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))

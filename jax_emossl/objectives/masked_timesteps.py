@@ -123,7 +123,7 @@ class MaskedTimesteps(Stepwise):
     def _model(self) -> _Model:
         decoder = None
         if self.decoder_width:
-            # One head looks back and one ahead, as far as any of the encoder's: it attends over all steps, so that heads cost most here.
+            # One head looks back and one ahead, as far as any of the encoder's; each attends over all steps, so that more would cost more.
             decoder = self.encoder.clone(width=self.decoder_width, layers=1, heads=2, near=self.encoder.far)
         statistics = (3 + len(_QUANTILES) + len(self.lags)) * (self.statistics_weight > 0)
         return _Model(self.encoder, self.dimension, statistics, decoder)
