@@ -114,7 +114,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     )  # names in arms.py
     compare.label_counts = (30, 60, 150, 600, 0)  # labelled training segments; below 1 a share of the fold, 0 = all
     compare.seeds = 5  # each with its own labels, initial head and batches
-    compare.learning_rates = (3e-4, 1e-3, 3e-3, 1e-2)  # the same grid for every trained arm, chosen on validation
+    compare.learning_rates = (3e-4, 1e-3, 3e-3, 1e-2)  # the grid of all trained arms; those alike on validation are averaged
     compare.regularisations = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of linear read-outs, inverse (scikit-learn's C)
     compare.strategies = ("linear", "full")  # likewise: linear (read-out of the encoder as it is) | full | probe-then-full
     compare.pretrainings = 1  # encoders, each with its own seed; seeds take turns with them, and intervals resample them

@@ -122,6 +122,10 @@ class Comparison:
                 made.append((arm.name, other.name))
         return made
 
+    def main_pairs(self, variant: str) -> list[tuple[str, str]]:
+        """Those that say what pretraining adds: to scratch, and to what is read beside its encoder."""
+        return [(arm, other) for arm, other in self.pairs(variant) if other == "scratch" or arm != "pretrained"]
+
     def budgets(self, variant: str, *arms: str) -> list[float]:
         """Budgets that all these arms have, or without arms those that any has, from few labels to many."""
         have = [

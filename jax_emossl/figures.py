@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from sklearn.manifold import TSNE
@@ -38,13 +39,18 @@ def save(figure: Figure, path: Path, source: str) -> bytes:
 
 
 def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
-    """Metric against label count for all arms and the constant predictor; with the intervals of those that train an encoder, or of the first two."""
-    figure, axes = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
-    arms = c.arms(variant)
+    """Metric against label count for all arms and the constant predictor, and beneath it what pretraining adds.
+
+    With the intervals of the arms that train an encoder, or of the first two, and of the differences, which are paired.
+    """
+    arms, pairs, budgets = c.arms(variant), c.main_pairs(variant), c.budgets(variant)
+    size, heights = ((6.2, 6), (5, 2)) if pairs else ((6.2, 4.2), (1,))
+    figure, panels = plt.subplots(len(heights), 1, figsize=size, height_ratios=heights, sharex=True, squeeze=False, layout="constrained")
+    axes, lowest = panels[0, 0], panels[-1, 0]
     main = [arm for arm in arms if ARMS[arm].mechanism == "tuned"] or arms[:2]  # more than these would hide each other
     for arm in arms:
-        budgets = c.budgets(variant, arm)
-        estimates, x, style = [c.estimate(variant, arm, b, metric) for b in budgets], [c.labels(b) for b in budgets], ARMS[arm].style
+        have, style = c.budgets(variant, arm), ARMS[arm].style
+        estimates, x = [c.estimate(variant, arm, b, metric) for b in have], [c.labels(b) for b in have]
         width, size = (1.8, 6) if arm in main else (1.0, 4)
         axes.plot(x, [e.value for e in estimates], label=arm, linewidth=width, markersize=size, zorder=3 if arm in main else 2, **style)
         if arm in main:
@@ -53,18 +59,35 @@ def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
     constant = c.constant(metric)
     if constant is not None:
         axes.axhline(constant, label="constant predictor", **ARMS["constant"].style)
-    budgets = c.budgets(variant)
+    if pairs:
+        _gains(lowest, c, variant, pairs, metric)
     axes.set_xscale("log")
-    axes.set_xticks([c.labels(b) for b in budgets], [c.budget_name(b) for b in budgets])
-    axes.get_xticklabels()[-1].set_horizontalalignment("left")  # all labels may be hardly more than the count before
-    axes.minorticks_off()
-    axes.set_xlabel("labelled training segments")
+    lowest.set_xticks([c.labels(b) for b in budgets], [c.budget_name(b) for b in budgets])
+    lowest.get_xticklabels()[-1].set_horizontalalignment("left")  # all labels may be hardly more than the count before
+    lowest.minorticks_off()
+    lowest.set_xlabel("labelled training segments")
     axes.set_ylabel(FULL_NAMES[metric] + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
     rotations = f", {len(c.rotations)} rotations" if len(c.rotations) > 1 else ""
     axes.set_title(f"{c.corpus}, {c.fold} fold{rotations}, {len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}", fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False, fontsize=8)  # below: it hides nothing
-    axes.spines[["top", "right"]].set_visible(False)
+    said = [sum(both, []) for both in zip(*(own.get_legend_handles_labels() for own in dict.fromkeys((axes, lowest))), strict=True)]
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.38 if pairs else -0.14)}  # below: it hides nothing
+    lowest.legend(*said, **place, ncols=3, frameon=False, fontsize=8)
+    for own in panels[:, 0]:
+        own.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _gains(axes: Axes, c: Comparison, variant: str, pairs: Sequence[tuple[str, str]], metric: str) -> None:
+    """One arm less another against label count, with intervals, pairs a little apart."""
+    for shift, (arm, other) in zip(0.03 * (np.arange(len(pairs)) - (len(pairs) - 1) / 2), pairs, strict=True):
+        made = [(c.labels(b), c.difference(variant, arm, other, b, metric)) for b in c.budgets(variant, arm, other)]
+        known = [(x * 10**shift, e) for x, e in made if e is not None and np.isfinite(e.value)]
+        low, high = ([abs(bound(e) - e.value) for _, e in known] for bound in (lambda e: e.low, lambda e: e.high))
+        own = {name: value for name, value in ARMS[arm].style.items() if name != "linestyle"}
+        places = [x for x, _ in known], [e.value for _, e in known]
+        axes.errorbar(*places, (low, high), label=f"{arm} less {other}", linestyle="", markersize=4, capsize=2, **own)
+    axes.axhline(0, color="#555555", linestyle=":", linewidth=1)
+    axes.set_ylabel("difference")
 
 
 def validation(c: Comparison, variant: str, arms: Sequence[str]) -> Figure:
@@ -89,7 +112,7 @@ def validation(c: Comparison, variant: str, arms: Sequence[str]) -> Figure:
         axes.set_xlabel("training step", fontsize=9)
         axes.legend(frameon=False, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel(f"validation {FULL_NAMES.get(metric, metric)}", fontsize=9)
+    panels[0][0].set_ylabel(f"validation {FULL_NAMES.get(metric, metric)} ({c.corpus})", fontsize=9)
     return figure
 
 
@@ -111,7 +134,8 @@ def gains_per_emotion(c: Comparison, variant: str, arm: str, other: str) -> Figu
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].invert_yaxis()
-    figure.supxlabel("gain in recall" if c.category else "reduction of mean absolute error", fontsize=9)
+    what = f"recall, {arm} less {other}" if c.category else f"mean absolute error, {other} less {arm}"
+    figure.supxlabel(f"{what} ({c.corpus})", fontsize=9)
     return figure
 
 
@@ -127,8 +151,8 @@ def confusions(c: Comparison, variant: str, arms: tuple[str, ...], budget: float
         axes.set_xticks(range(len(c.classes)), c.classes, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(c.classes)), c.classes, fontsize=8)
         axes.set_title(f"{arm}, {c.budget_name(budget)} labels", fontsize=10)
-        axes.set_xlabel("answered", fontsize=9)
-    panels[0].set_ylabel("true", fontsize=9)
+        axes.set_xlabel("predicted", fontsize=9)
+    panels[0].set_ylabel(f"true ({c.corpus})", fontsize=9)
     return figure
 
 
@@ -150,7 +174,7 @@ def reconstructions(illustration: dict[str, np.ndarray]) -> Figure:
         panels[row][0].set_ylabel("features", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("seconds", fontsize=8)
-    figure.colorbar(image, ax=panels, label="deviations from the mean", shrink=0.6)
+    figure.colorbar(image, ax=panels, label="standard deviations from the mean", shrink=0.6)
     return figure
 
 

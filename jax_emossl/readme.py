@@ -44,13 +44,12 @@ def summarised(c: Comparison) -> dict:
     """The main variant's headline metrics as JSON: every arm, and what pretraining adds to scratch and to functionals, at every label count."""
     variant, tables = c.variants[0], {}
     arms = c.arms(variant)
-    pairs = [(arm, other) for arm, other in c.pairs(variant) if other == "scratch" or arm != "pretrained"]
     for metric in c.headline:
         tables[metric] = {"constant": c.constant(metric), "rows": []}
         for budget in c.budgets(variant):
             have = {arm: c.estimate(variant, arm, budget, metric) for arm in arms if budget in c.budgets(variant, arm)}
             row = {"labels": c.budget_name(budget), "arms": {arm: round(own.value, 6) for arm, own in have.items()}}
-            for pair in pairs:
+            for pair in c.main_pairs(variant):
                 gain = c.difference(variant, *pair, budget, metric) if {*pair} <= have.keys() else None
                 row[" less ".join(pair)] = gain and _numbers(gain)
             tables[metric]["rows"].append(row)
