@@ -329,18 +329,27 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
     first, *others = data.corpus.split("+")
     for name in [*([first] if first and lacking and not data.prepared else []), *others]:
         corpora.check(name)
+    short = [corpora.short(name) for name in (first, *others)]
+    if twice := [name for name in short if short.count(name) > 1]:
+        raise UserError(
+            f"data.corpus is '{data.corpus}', which names '{twice[0]}' twice: corpora are told apart by it, so rename a folder."
+        )
     if config.task == "compare":
         _check_source(config.compare.pretrain_on)
 
 
 def _check_source(source: str) -> None:
     """What pretraining reads: corpora by name, or a workdir."""
-    known = {"own", "others", *corpora.names()}
-    if not Path(source, "card.json").is_file() and (unknown := [name for name in source.split("+") if name not in known]):
-        raise UserError(
-            f"compare.pretrain_on is '{source}': '{unknown[0]}' is neither own, others, a corpus ({', '.join(corpora.names())}) "
-            "nor the workdir of a pretraining."
-        )
+    if Path(source, "card.json").is_file():
+        return
+    for name in (name for name in source.split("+") if name not in ("own", "others")):
+        try:
+            corpora.check(name)
+        except UserError as error:
+            raise UserError(
+                f"compare.pretrain_on is '{source}': '{name}' is neither own, others, a corpus ({', '.join(corpora.names())}, or the folder "
+                "of one) nor the workdir of a pretraining."
+            ) from error
 
 
 def _check_variants(variants: Sequence) -> None:

@@ -95,7 +95,7 @@ def _trainings(
         yield "pretraining", grid.pretrainings * any(arm.needs_pretraining for arm in arms), fields.part(own, "pretrain")
         cells = sum(arm.mechanism == "tuned" for arm in arms) * grid.seeds
         points = len(fields.trained_points(grid))
-        for budget in grid.label_counts:
+        for budget in (budget for budget in grid.label_counts if num_labels(budget, available) <= available):
             training = fields.part(own, "finetune")
             training.train = fields.stretched(training.train, num_labels(budget, available))
             yield "fine-tuning", cells * points, training

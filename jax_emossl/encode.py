@@ -47,8 +47,9 @@ examples:
 
 
 class _Source(NamedTuple):
-    """Where frames come from: `read` makes those of a file by name, `metadata` says what they are."""
+    """Where frames come from, a folder or one file: `read` makes those of a file by name, `metadata` says what they are."""
 
+    path: Path
     names: Sequence[str]
     read: Callable[[str], Float[np.ndarray, "n f"]]
     hop: float
@@ -101,14 +102,14 @@ def run(argv: Sequence[str] | None = None) -> None:
     divisions = _divisions(table, args.rotations, args.seed)
     scratch = args.out.with_name(f".{args.out.name}.encoding")
     scratch.mkdir(parents=True, exist_ok=True)
-    frames = _encoded(source, files, scratch / _key(source), max(1, args.jobs), args.skip_bad)
+    frames = _encoded(source, files, scratch, max(1, args.jobs), args.skip_bad)
     new = scratch / "new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     summary = _write(new, source, table, [file for file in files if file.name in frames], frames, divisions)
     os.rename(new, args.out)
     shutil.rmtree(scratch, ignore_errors=True)
-    use, config = ("pretrain, train and compare", "quickstart") if table.emotions else ("pretrain", "pretrain")
+    use, config = ("pretrain, train and compare", "quickstart") if table.emotions and divisions[0]["test"] else ("pretrain", "pretrain")
     print(f"{summary}\nCorpus: {args.out}; {use} on it with --config=configs/{config}.py:{args.out}")
 
 
@@ -118,7 +119,7 @@ def _audio(args: argparse.Namespace) -> _Source:
     found, extractor = audio.files(args.audio), Extractor.installed(args.features)
     described = {"dimension names": extractor.names, "extractor": extractor.to_json()}
     names = [str(path.relative_to(args.audio)) for path in found]
-    return _Source(names, lambda name: extractor(args.audio / name), audio.HOP, args.features, described)
+    return _Source(args.audio, names, lambda name: extractor(args.audio / name), audio.HOP, args.features, described)
 
 
 def _arrays(args: argparse.Namespace) -> _Source:
@@ -127,7 +128,7 @@ def _arrays(args: argparse.Namespace) -> _Source:
     if args.dataset:
         raise UserError("--dataset reads the names of audio files: give --audio, or --labels with --arrays.")
     readers = arrays.readers(args.arrays)
-    return _Source(list(readers), lambda name: readers[name](), args.hop, args.arrays.stem, {})
+    return _Source(args.arrays, list(readers), lambda name: readers[name](), args.hop, args.arrays.stem, {})
 
 
 def _table(args: argparse.Namespace, source: _Source) -> labels.Table:
@@ -169,7 +170,8 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
     needed = max(3, rotations + 1) if table.emotions else 2
     if len(everyone) < needed or rotations < 1:
         what = "speakers (column speaker)" if table.knows_speakers else "recordings"
-        raise UserError(f"There are {len(everyone)} {what} where {needed} are needed to divide them into folds: add some.")
+        alone = ", or leave the columns speaker and recording out, to divide by file" if len(table.files) >= needed else ""
+        raise UserError(f"There are {len(everyone)} {what} where {needed} are needed to divide them into folds: add some{alone}.")
     order = [everyone[i] for i in np.random.default_rng(seed).permutation(len(everyone))]
     count = max(1, round(_SHARE * len(order)))
     blocks = [[*block] for block in np.array_split(order, rotations)] if rotations > 1 else [order[:count] if table.emotions else []]
@@ -189,15 +191,20 @@ def _speakers(files: Sequence[labels.File]) -> dict[str, str]:
     return {file.recording: file.speaker for file in _in_order(files)}
 
 
-def _key(source: _Source) -> str:
-    """Names the folder of what is already encoded, so that another extractor starts anew."""
-    return hashlib.sha256(json.dumps([source.root, source.hop, source.metadata]).encode()).hexdigest()[:16]
+def _key(source: _Source, name: str) -> str:
+    """Names what is already encoded of a file, so that another extractor, and a file that has changed, start anew."""
+    file = source.path / name if source.path.is_dir() else source.path
+    try:
+        state = [file.stat().st_size, file.stat().st_mtime_ns]
+    except OSError:  # whoever reads it says so
+        state = []
+    parts = [source.root, source.hop, source.metadata, str(file.absolute()), *state, name]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _encoded(source: _Source, files: Sequence[labels.File], kept: Path, jobs: int, skip_bad: bool) -> dict[str, Path]:
     """Where each file's frames are kept; UserError, after all files, where one cannot be encoded and is not to be skipped."""
-    kept.mkdir(exist_ok=True)
-    places = {file.name: kept / f"{hashlib.sha256(file.name.encode()).hexdigest()[:32]}.npy" for file in files}
+    places = {file.name: kept / f"{_key(source, file.name)}.npy" for file in files}
     todo, bad = [name for name, place in places.items() if not place.exists()], {}
     with tqdm(total=len(places), initial=len(places) - len(todo), desc="encoding", unit="file", leave=False, disable=None) as bar:
         for name, sentence in _all(source, [(name, places[name]) for name in todo], jobs):

@@ -156,10 +156,10 @@ def _beside(first: Corpus, frontend: Frontend, corpus: Corpus, data: ml_collecti
     """A further corpus of a pretraining, with its frontend; UserError where it does not fit the first."""
     frontend.check_features(corpus.features, first.name, f"the corpus {corpus.name}")
     own = Frontend.make(data, corpus)
-    if own.dimension != frontend.dimension:
+    if (own.pool, own.stack) != (frontend.pool, frontend.stack):
         raise UserError(
-            f"A model step of {data.stack:g} s holds {own.stack} frames of {corpus.name}, but {frontend.stack} of {first.name}: "
-            "pretrain on features of one hop."
+            f"A model step of {data.stack:g} s holds {own.frames_per_step} frames of {corpus.name}, but {frontend.frames_per_step} of "
+            f"{first.name}: pretrain on features of one hop."
         )
     if twice := sorted(set(first.recordings) & set(corpus.recordings)):
         raise UserError(f"{first.name} and {corpus.name} both have a recording '{twice[0]}': give recordings names of their own.")
@@ -217,6 +217,7 @@ def check_held_out(card: Card, corpus: Corpus, source: Path) -> None:
     valid, test = ({*corpus.folds[fold].recordings} if fold in corpus.folds else set() for fold in ("valid", "test"))
     for seen, held_out, how in ((card.recordings, valid | test, "was trained on"), (card.judges, test, "chose its step by")):
         if leaked := sorted(held_out & set(seen)):
+            others = "" if card.corpus == corpus.name else ", or give recordings names of their own if these are other people"
             raise UserError(
-                f"{source} {how} recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds."
+                f"{source} {how} recording '{leaked[0]}', which these folds hold out: pretrain on the training fold of the same folds{others}."
             )

@@ -181,7 +181,7 @@ def reconstructions(illustration: dict[str, np.ndarray]) -> Figure:
 def embedding_map(illustration: dict[str, np.ndarray], unit: str) -> Figure:
     """Segments in the plane, by the random and by the pretrained encoder, coloured by emotion and by recording, which is called `unit`.
 
-    They are the reported fold's or, of more than 2,000, as many, chosen evenly along their emotions and recordings.
+    They are the reported fold's or, of more than 2,000, as many, chosen evenly along their emotions and recordings; t-SNE needs four.
     """
     kinds = {kind: illustration[kind].astype(str) for kind in ("emotion", "recording")}
     order = np.lexsort((kinds["recording"], kinds["emotion"]))

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save
 
 from jax_emossl import __version__, checkpoint, encoders, objectives, workdir
 from jax_emossl.card import FILE, NOT_A_CARD, Card
-from jax_emossl.data import align
+from jax_emossl.data import align, normalisation
 from jax_emossl.data.arrays import checked
 from jax_emossl.data.batches import Segments, example
 from jax_emossl.data.indices import padded_length
@@ -136,6 +136,14 @@ class Model:
     @property
     def encoder_params(self) -> Params:
         return self.variables["params"]["encoder"]
+
+    @property
+    def normalised(self) -> str:
+        """By what of itself a recording's features are normalised, in words, to follow "normalised"."""
+        by, prior = self.card.frontend.by, self.card.frontend.prior
+        if by == normalisation.RECORDING and prior < np.inf:
+            return f"by the recording's own frames, n s of them with the weight n/(n + {prior:g}) against the training fold"
+        return normalisation.words(by, "given", prior)
 
     def intervals(self, number: int) -> Float[np.ndarray, "n 2"]:
         """Seconds of so many frames, one after another."""

@@ -57,7 +57,7 @@ def page(model: Any, said: Sequence[Any]) -> str:
     recordings = [{"number": number} | _recording(model, own) for number, own in enumerate(said)]
     highest = max(float(curves(own.windows)[2].max()) for own in said)
     shared = {"classes": model.classes, "colours": COLOURS, "dashes": _DASHES, "top": max(0.2, math.ceil(5 * highest) / 5)}
-    return templates.get_template("predictions.html").render(card=model.card, recordings=recordings, **shared)
+    return templates.get_template("predictions.html").render(card=model.card, normalised=model.normalised, recordings=recordings, **shared)
 
 
 def _recording(model: Any, own: Any) -> dict:

@@ -5,8 +5,9 @@
     DIR/figures/*.png            the emotions of every recording over time
     DIR/index.html               with --html: all of it on one page that needs no network, audio to be played in place
 
-Features are normalised by the recording's own statistics, shrunk toward those of the model's training fold by its seconds, and what
-the head reads by the recording's other stretches, by their number: other recordings never matter, and a short one is left almost as it is.
+Features are normalised as the model's own were: unless it was trained otherwise, by the recording's own statistics, shrunk toward those of
+the training fold by its seconds, and what the head reads by the recording's other stretches, by their number. Other recordings never matter, and
+a short one is left almost as it is.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from jax_emossl.errors import UserError, notice, one_sentence
 from jax_emossl.model import Model, Recording, load_model
 
 _SHOWN = 20  # rows on the screen
+_TOGETHER = 500_000  # frames of recordings that are asked about at once
 _SAME_HOP = 0.01  # by which hops may differ, relatively
 _EXAMPLE = """
 examples:
@@ -96,13 +98,21 @@ def run(argv: Sequence[str] | None = None) -> None:
     seconds = sum(own.recording.intervals[-1, 1] for own in said)
     print(_shown(model, pd.DataFrame(_rows(model, said, "segments"))))
     print(
-        f"{len(said)} recordings, {seconds / 60:.1f} minutes: read in {encoded - begun:.2f} s, predicted in {predicted - encoded:.2f} s; normalised "
-        f"by its own frames, a recording of n s with the weight n/(n + {model.card.frontend.prior:g}).\nPredictions: {args.out}"
+        f"{len(said)} recordings, {seconds / 60:.1f} minutes: read in {encoded - begun:.2f} s, predicted in {predicted - encoded:.2f} s; "
+        f"features are normalised {model.normalised}.\nPredictions: {args.out}"
     )
 
 
 def answers(model: Model, sources: Sequence[tuple[str, Path, Recording]], window: float, step: float) -> list[Said]:
-    """What the model says of recordings, of their segments and of windows that slide over them (seconds)."""
+    """What the model says of recordings, of their segments and of windows that slide over them (seconds).
+
+    Recordings do not matter to one another: only so many are asked about together that what overlapping windows copy stays small.
+    """
+    last = np.cumsum([len(own.frames) for _, _, own in sources]) // _TOGETHER
+    return [said for i in np.unique(last) for said in _answered(model, [sources[j] for j in np.flatnonzero(last == i)], window, step)]
+
+
+def _answered(model: Model, sources: Sequence[tuple[str, Path, Recording]], window: float, step: float) -> list[Said]:
     by_name = []
     for name, source, own in sources:
         own = own if own.intervals is not None else own._replace(intervals=model.intervals(len(own.frames)))
@@ -139,7 +149,7 @@ def _asked(path: Path | None) -> dict[str, Float[np.ndarray, "s 2"]]:
     if path.suffix == ".csd":
         with csd.Sequence(path) as rows:
             return {entry: rows.intervals(entry) for entry in rows.ids}
-    table = labels.Table.read(path)
+    table = labels.Table.read(path, ("file", "start", "end"))
     spans = {}
     for file in table.files:
         if any(segment.start is None or segment.end is None for segment in file.segments):

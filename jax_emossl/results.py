@@ -28,7 +28,19 @@ from jax_emossl.workdir import RESULTS_FILE as RESULTS_FILE
 PREDICTIONS = "predictions"
 ILLUSTRATION = f"{PREDICTIONS}/illustration.npz"
 _FIELDS = {"arm": "arm", "labels": "num_labels", "seed": "seed", "fold": "fold", "step": "step"}  # of the table, before its metrics
-_COLUMNS = ("loss", "mae", "accuracy4", "mae_positive", "auroc", "balanced_accuracy", "f1_weighted", "uar", "f1_macro", "accuracy")
+_COLUMNS = (
+    "loss",
+    "total_loss",
+    "mae",
+    "accuracy4",
+    "mae_positive",
+    "auroc",
+    "balanced_accuracy",
+    "f1_weighted",
+    "uar",
+    "f1_macro",
+    "accuracy",
+)
 
 
 def row(

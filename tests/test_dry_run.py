@@ -103,3 +103,8 @@ def test_an_evaluation_trains_nothing(described, tmp_path):
 
 def test_products_are_timed_in_a_moment():
     assert 1e6 < dry_run._speed(64, 16) < 1e16
+
+
+def test_label_counts_that_the_fold_does_not_have_are_left_out(described, demo_folder):
+    lines = described("configs.quickstart", {"data.prepared": str(demo_folder), "compare.label_counts": (12, 500)})
+    assert any(line.startswith("trains 8 x fine-tuning") for line in lines)  # 2 arms x 1 count x 2 seeds x 2 rates

@@ -310,8 +310,8 @@ def test_a_table_of_neutral_alone_is_one_sentence():
 
 def test_names_of_emotions_are_the_usual_ones():
     table = labels.Table.of(pd.DataFrame({"file": list("abcd"), "emotion": ["Happiness", "neutral", "angry", "joy"]}), "labels.csv")
-    assert table.emotions == ("happy", "anger") and not table.knows_speakers
-    assert [file.segments[0].intensities for file in table.files] == [(3, 0), (0, 0), (0, 3), (3, 0)]
+    assert table.emotions == ("anger", "happy") and not table.knows_speakers
+    assert [file.segments[0].intensities for file in table.files] == [(0, 3), (0, 0), (3, 0), (0, 3)]
 
 
 @pytest.mark.parametrize(
@@ -444,3 +444,85 @@ def test_the_command_prints_one_sentence_and_a_summary(recordings, tmp_path):
     assert "10 files" in made.stdout and "8 train, 2 valid, 0 test; no labels" in made.stdout
     assert f"pretrain on it with --config=configs/pretrain.py:{tmp_path / 'corpus'}" in made.stdout
     assert prepared.is_prepared(tmp_path / "corpus") is False
+
+
+def test_what_has_changed_since_is_encoded_again(recordings, tmp_path):
+    folder, table = recordings
+    rows = pd.read_csv(table)
+    rows.assign(start=0.0, end=9.0).to_csv(table, index=False)
+    arguments = ("--labels", table, "--out", tmp_path / "corpus", "--jobs", 1)
+    refuses("runs from 0 s to 9 s", "--audio", folder, *arguments)
+    rows.to_csv(table, index=False)
+    cleaned = tmp_path / "cleaned"
+    cleaned.mkdir()
+    for path in folder.glob("*.wav"):
+        soundfile.write(cleaned / path.name, tone(0.8, 300), RATE)
+    run("--audio", cleaned, *arguments)
+    with csd.Sequence(tmp_path / "corpus/features.csd") as features:
+        np.testing.assert_array_equal(
+            features.read("ann")[0][: len(features.read("ann")[0]) // 2], Extractor.installed()(cleaned / "ann_1.wav")
+        )
+
+
+def test_an_array_that_was_mended_is_read_again(tmp_path):
+    (tmp_path / "arrays").mkdir()
+    for name, width in (("a", 3), ("b", 3), ("c", 4)):
+        np.save(tmp_path / "arrays" / f"{name}.npy", np.ones((20, width), np.float32))
+    arguments = ("--arrays", tmp_path / "arrays", "--hop", 0.02, "--out", tmp_path / "corpus")
+    refuses("c.npy has 4 dimensions where a.npy has 3", *arguments)
+    np.save(tmp_path / "arrays" / "c.npy", np.ones((20, 3), np.float32))
+    run(*arguments)
+    assert (tmp_path / "corpus" / "features.csd").is_file()
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path):
+    np.savez(tmp_path / "arrays.npz", **{f"00{i}": np.ones((20, 3), np.float32) for i in range(1, 4)})
+    (tmp_path / "labels.csv").write_text("file,speaker,happy\n" + "".join(f"00{i},0{i},{i}\n" for i in range(1, 4)))
+    run("--arrays", tmp_path / "arrays.npz", "--hop", 0.02, "--labels", tmp_path / "labels.csv", "--out", tmp_path / "corpus")
+    assert set(json.loads((tmp_path / "corpus/speakers.json").read_text())) == {"01", "02", "03"}
+
+
+def test_a_recording_has_one_speaker(recordings, tmp_path):
+    folder, table = recordings
+    rows = pd.read_csv(table)
+    rows.assign(recording=rows["file"].str[-5]).to_csv(table, index=False)  # numbered within each speaker
+    refuses(
+        "row 3, gives the recording '1' to bea where a row before gives it to ann",
+        "--audio",
+        folder,
+        "--labels",
+        table,
+        "--out",
+        tmp_path / "c",
+    )
+
+
+def test_the_files_of_one_speaker_can_be_divided(recordings, tmp_path):
+    folder, table = recordings
+    rows = pd.read_csv(table)
+    rows.assign(speaker="me").to_csv(table, index=False)
+    refuses(
+        "There are 1 speakers .* or leave the columns speaker and recording out",
+        "--audio",
+        folder,
+        "--labels",
+        table,
+        "--out",
+        tmp_path / "c",
+    )
+    rows.drop(columns="speaker").to_csv(table, index=False)
+    run("--audio", folder, "--labels", table, "--out", tmp_path / "corpus", "--jobs", 1)
+    assert len(json.loads((tmp_path / "corpus/folds.json").read_text())["test"]) == 2
+
+
+def test_emotions_come_in_one_order_whatever_the_rows(recordings):
+    rows = pd.DataFrame({"file": ["a", "b", "c"], "emotion": ["sad", "neutral", "anger"]})
+    assert labels.Table.of(rows, "t").emotions == labels.Table.of(rows[::-1], "t").emotions == ("anger", "sad")
+
+
+def test_a_corpus_without_a_test_fold_is_offered_for_pretraining_alone(recordings, tmp_path, capsys):
+    folder, table = recordings
+    rows = pd.read_csv(table)
+    rows.assign(fold=["train"] * 6 + ["valid"] * 4).to_csv(table, index=False)
+    run("--audio", folder, "--labels", table, "--out", tmp_path / "corpus", "--jobs", 1)
+    assert "; pretrain on it with --config=configs/pretrain.py" in capsys.readouterr().out

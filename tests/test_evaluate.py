@@ -115,3 +115,17 @@ def test_weights_of_other_shapes_than_the_config_makes_are_refused(evaluated, fi
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="copy holds weights of other shapes than this version makes of its config: train anew"):
         evaluated(copy)
+
+
+def test_other_folds_of_a_prepared_corpus_are_refused(evaluated, finetuning, demo_files):
+    with pytest.raises(UserError, match="which has one set of labels, folds and speakers: prepare the corpus with the others"):
+        evaluated(finetuning, folds=str(demo_files / "folds.json"))
+
+
+def test_a_pretraining_is_evaluated_on_labels_of_any_emotions(evaluated, pretraining, other):
+    files = other("ELSEWHERE")
+    with csd.Sequence(files["labels"]) as said:
+        entries = [(entry, said.read(entry)[0][:, :2], said.intervals(entry)) for entry in said.ids]
+    csd.write(files["labels"], "All Labels", entries, {"dimension names": ["joy", "gloom"]})
+    model, _ = evaluated(pretraining, **files)
+    assert model["arm"] == "pretrain" and model["corpus"] == "ELSEWHERE"

@@ -134,3 +134,13 @@ def test_padding_of_the_real_cmu_mosei_wastes_less_than_15_percent(folds):
     for selections in (epoch(sampler, 0), [own for (own,) in in_order([lengths], 32, 1.25)]):
         padded = sum(len(s.segments) * s.length for s in selections)
         assert 1 - lengths.sum() / padded < 0.15
+
+
+def test_samplers_that_take_turns_draw_each_epoch_once(monkeypatch):
+    drawn, draw = [], Sampler._drawn
+    monkeypatch.setattr(Sampler, "_drawn", lambda self, seed, number: drawn.append((id(self), number)) or draw(self, seed, number))
+    samplers = [Sampler(np.full(20, 9), 4) for _ in range(5)]
+    for step in range(10):
+        for sampler in samplers:
+            sampler.indices(0, step)
+    assert len(drawn) == len(set(drawn)) == 5 * 2

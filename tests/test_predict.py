@@ -1,5 +1,6 @@
 """The command that asks a model about recordings."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -177,3 +178,26 @@ def test_the_command_ends_with_one_sentence(tmp_path):
     command = [sys.executable, "-m", "jax_emossl.predict", "--run", str(tmp_path), str(tmp_path / "a.wav"), "--out", str(tmp_path / "x")]
     failed = subprocess.run(command, capture_output=True, text=True)
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
+
+
+def test_the_segments_of_a_corpus_that_encode_wrote_can_be_asked_for(heard, tmp_path):
+    workdir, folder = heard
+    run("--run", workdir, folder / "wav", "--out", tmp_path / "said", "--segments", folder / "corpus" / "segments.csv")
+    assert len(pd.read_csv(tmp_path / "said/predictions.csv")) == 15
+
+
+def test_many_recordings_are_asked_about_in_turns_with_the_same_answers(heard, tmp_path, monkeypatch):
+    workdir, folder = heard
+    run("--run", workdir, folder / "wav", "--out", tmp_path / "together")
+    monkeypatch.setattr(predict, "_TOGETHER", 100)
+    run("--run", workdir, folder / "wav", "--out", tmp_path / "turns")
+    for name in ("predictions", "over_time"):
+        one, other = (pd.read_csv(tmp_path / how / f"{name}.csv") for how in ("together", "turns"))
+        pd.testing.assert_frame_equal(one, other, atol=1e-5)
+
+
+def test_by_what_features_are_normalised_is_said_as_it_is(heard, capsys, tmp_path):
+    model = load_model(heard[0])
+    assert model.normalised == "by the recording's own frames, n s of them with the weight n/(n + 180) against the training fold"
+    alone = dataclasses.replace(model, card=dataclasses.replace(model.card, frontend=dataclasses.replace(model.card.frontend, by="none")))
+    assert alone.normalised == "by the training fold alone"

@@ -652,3 +652,13 @@ def test_nemo(tmp_path):
     assert (len(loaded.features), loaded.hop) == (25, 0.01)
     assert loaded.summary["account"] == []
     shutil.rmtree(tmp_path / "nemo")
+
+
+def test_what_is_taken_for_granted_or_left_out_is_counted(files):
+    files.write_labels({r: (np.ones((3, 7)), spans) for r, (_, spans) in files.label_entries.items()}, names=None)
+    frames, _ = files.entries["rec_b"]
+    files.write_features({"rec_b": (frames, grid(len(frames), 0.02))})
+    account = {row["reason"]: row for row in build(files, unlabelled=True).summary["account"]}
+    assert account["label columns without names, taken for CMU-MOSEI's"]["count"] == 1
+    assert account["recordings whose frames are not 0.01 s apart, read as if they were"]["examples"] == ["rec_b (0.02 s)"]
+    assert account["stretches without labels left out: shorter than 1 s"]["examples"][:2] == ["rec_a", "rec_a"]

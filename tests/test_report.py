@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jax_emossl import readme, report, results
+from jax_emossl import figures, readme, report, results
 from jax_emossl.comparison import Comparison
 
 
@@ -245,3 +245,27 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(changed, monkeypatch, c
     with pytest.raises(SystemExit) as stop:
         report.main()
     assert stop.value.code == 2 and f"error: {out / 'tables'} cannot be read or written" in capsys.readouterr().err
+
+
+def test_a_fold_of_few_segments_has_no_map(folder, tmp_path):
+    out = make_comparison.copy(folder, tmp_path / "few", lambda _: None)
+    few = {"before": np.ones((3, 4)), "after": np.ones((3, 4)), "emotion": np.array(["joy"] * 3), "recording": np.array(["a"] * 3)}
+    results.keep_predictions(out, Path("illustration"), **few)
+    report.write(out)
+    assert "What the encoder has learned" in (out / "report.md").read_text() and "embedding_map" not in (out / "report.md").read_text()
+
+
+def test_a_learning_curve_shows_what_pretraining_adds(folder):
+    c = Comparison(folder)
+    scores, gains = figures.learning_curve(c, "", "uar").axes
+    assert c.main_pairs("") == [("pretrained", "scratch")]
+    (line,) = (own for own in gains.lines if len(own.get_xdata()) == 3 and own.get_marker() == "o")
+    np.testing.assert_allclose(
+        np.asarray(line.get_ydata(), float), [c.difference("", "pretrained", "scratch", b, "uar").value for b in (30, 60, 0)]
+    )
+    assert [own.get_text() for own in gains.get_legend().get_texts()] == [
+        "pretrained",
+        "scratch",
+        "constant predictor",
+        "pretrained less scratch",
+    ]

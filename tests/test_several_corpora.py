@@ -10,14 +10,14 @@ from jax_emossl import config as fields
 from jax_emossl import report, results, workdir
 from jax_emossl.card import Card
 from jax_emossl.comparison import Comparison
-from jax_emossl.data import corpora
+from jax_emossl.data import corpora, csd
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.indices import Selection
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
 
 CORPUS = '''
-"""Three seconds each of some people at 50 frames a second, in one of two moods or none."""
+"""Three seconds each of some people at 50 frames a second, or so many, in one of two moods or none."""
 import json
 
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 from jax_emossl.data import csd
 from jax_emossl.data.corpora import Files, cache_dir
 
-NAME, NAMES, LEVEL, LABELS, FEATURES = {settings}
+NAME, NAMES, LEVEL, LABELS, FEATURES, RATE = {settings}
 
 
 def files():
@@ -36,9 +36,9 @@ def files():
 
 def create(folder):
     folder.mkdir(parents=True)
-    rng, times = np.random.default_rng(len(NAME)), np.arange(151) / 50
+    rng, times = np.random.default_rng(len(NAME)), np.arange(3 * RATE + 1) / RATE
     spans, labels = np.array([[0, 1], [1, 2], [2, 3]]), np.array([[3, 0], [0, 3], [0, 0]])
-    recordings = [(name, LEVEL + rng.normal(size=(150, 2)), np.column_stack([times[:-1], times[1:]])) for name in sum(NAMES.values(), [])]
+    recordings = [(name, LEVEL + rng.normal(size=(3 * RATE, 2)), np.column_stack([times[:-1], times[1:]])) for name in sum(NAMES.values(), [])]
     csd.write(folder / "features.csd", "speech", recordings, {{"dimension names": FEATURES}})
     if LABELS:
         csd.write(folder / "labels.csd", "labels", [(name, labels, spans) for name, *_ in recordings], {{"dimension names": ["joy", "anger"]}})
@@ -49,13 +49,14 @@ WEST = ("west", {"train": list("ABCD"), "valid": list("EF"), "test": list("GH")}
 TAPES = ("tapes", {"train": list("KLM"), "valid": list("N")}, 5.0, False, ["pitch", "loudness"])
 OTHER = ("other", {"train": list("OPQ"), "valid": list("R"), "test": list("S")}, 0.0, True, ["pitch", "shimmer"])
 AGAIN = ("again", {"train": ["g", "X"], "valid": ["Y"], "test": ["Z"]}, 0.0, True, ["pitch", "loudness"])
+FAST = ("fast", {"train": list("12"), "valid": ["3"], "test": ["4"]}, 0.0, True, ["pitch", "loudness"], 100)
 
 
 @pytest.fixture(autouse=True)
 def named(tmp_path, monkeypatch):
     """The corpora above by their names."""
-    for own in (EAST, WEST, TAPES, OTHER, AGAIN):
-        (tmp_path / f"{own[0]}.py").write_text(CORPUS.format(settings=repr(own)))
+    for own in (EAST, WEST, TAPES, OTHER, AGAIN, FAST):
+        (tmp_path / f"{own[0]}.py").write_text(CORPUS.format(settings=repr((*own, 50)[:6])))
     monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
     monkeypatch.setenv("EMOSSL_CACHE", str(tmp_path / "cache"))
 
@@ -124,6 +125,8 @@ def test_a_corpus_without_labels_or_test_fold_is_pretrained_on_and_helps_another
         ("east+other", "east has the feature 'loudness' where the corpus other has 'shimmer'"),
         ("east+nowhere", "'nowhere' is no known corpus"),
         ("east+again", "east and again both have a recording 'g'"),
+        ("east+fast", "A model step of 0.16 s holds 16 frames of fast, but 8 of east: pretrain on features of one hop"),
+        ("east+east", "data.corpus is 'east.east', which names 'east' twice"),
     ],
 )
 def test_corpora_that_do_not_fit_are_refused(small, corpus, message):
@@ -224,3 +227,47 @@ def test_a_variant_that_its_twin_answers_whole_is_written_too(pair, tmp_path, mo
     rows = run(pair, tmp_path / "run")
     kept = results.read(tmp_path / "run" / results.RESULTS_FILE)["runs"]
     assert kept == rows and {row["variant"] for row in kept if row["arm"] == "random"} == {"own", "others"}
+
+
+def test_a_pretraining_that_heard_a_held_out_recording_is_refused_before_anything_is_trained(small, pair, tmp_path):
+    run(small("pretrain", "east"), tmp_path / "east")
+    folds = {"train": list("bcdg"), "valid": list("ef"), "test": list("ah")}
+    (tmp_path / "other.json").write_text(json.dumps(folds))
+    own = str(tmp_path / "cache" / "east" / "folds.json")
+    pair.data.update(corpus="east", folds=f"{own},{tmp_path / 'other.json'}")
+    pair.compare.pretrain_on = str(tmp_path / "east")
+    with pytest.raises(UserError, match="was trained on recording 'a', which these folds hold out"):
+        run(pair, tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_rotations_and_corpora_that_answer_differently_are_refused_before_anything_is_trained(pair, tmp_path):
+    pair.data.corpus, pair.compare.arms = "east", ("random",)
+    corpora.load(corpora.split(pair.data)[0])  # makes the files
+    folder = tmp_path / "cache" / "east"
+    with csd.Sequence(folder / "labels.csd") as said:
+        rows = {entry: said.read(entry) for entry in said.ids}
+    bare = {entry: (np.zeros_like(labels) if entry in "abcd" else labels, spans) for entry, (labels, spans) in rows.items()}
+    swapped = {"train": list("ghef"), "valid": list("cd"), "test": list("ab")}
+    (tmp_path / "swapped.json").write_text(json.dumps(swapped))
+    rotations = f"{folder / 'folds.json'},{tmp_path / 'swapped.json'}"
+    for changed, message in ((bare, "do not have the same classes"), (_twice(rows, "a"), "answers by intensity and .* by category")):
+        csd.write(tmp_path / "labels.csd", "labels", [(e, *own) for e, own in changed.items()], {"dimension names": ["joy", "anger"]})
+        pair.data.update(labels=str(tmp_path / "labels.csd"), folds=rotations)
+        with pytest.raises(UserError, match=message):
+            run(pair, tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def _twice(rows, entry):
+    """One segment of a recording carries both emotions."""
+    labels, spans = rows[entry]
+    return rows | {entry: (np.maximum(labels, [[3, 3], [0, 0], [0, 0]]), spans)}
+
+
+def test_the_folder_of_a_corpus_can_be_pretrained_on_beside_another(small, pair, tmp_path):
+    corpora.load(corpora.split(small("pretrain", "tapes").data)[0])
+    folder = str(tmp_path / "cache" / "tapes") + "/"
+    pair.data.corpus, pair.compare.pretrain_on = "east", f"own+{folder}"
+    fields.check(pair)
+    assert fields.part(pair, "pretrain").data.corpus == f"east+{folder}"

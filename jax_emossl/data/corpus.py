@@ -6,6 +6,7 @@ Every frame, segment and label passes through here once: aligned (`align.py`), c
 
 import contextlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ COVAREP_DIMENSIONS = (
 MAX_INTENSITY = 3.0
 UNLABELLED_SECONDS = 10.0  # longest chunk cut from a stretch without labels
 SHORTEST_UNLABELLED_SECONDS = 1.0
+_SAME_HOP = 0.01  # by which recordings' hops may differ, relatively
 
 
 def build(
@@ -123,7 +125,10 @@ class _Builder:
     def _label_names(self, given: list[str]) -> list[str]:
         """Names of all columns of the labels."""
         path, (_, width) = self.labels.path, self.labels.shape(self.labels.ids[0])
-        names = given or _names(self.labels, width) or (list(MOSEI_COLUMNS) if width == len(MOSEI_COLUMNS) else None)
+        names = given or _names(self.labels, width)
+        if names is None and width == len(MOSEI_COLUMNS):
+            names = list(MOSEI_COLUMNS)
+            self.account.add("label columns without names, taken for CMU-MOSEI's", ", ".join(names))
         if names is None:
             raise UserError(
                 f"{path} does not name its {width} label columns: give --label-names "
@@ -226,9 +231,14 @@ class _Builder:
             else:
                 self.account.add("segments dropped: no frames", f"{recording}[{index}]")
         if rest:
-            for index, positions in enumerate(_chunks(intervals, align.outside(intervals, inside))):
+            index = 0
+            for positions in _chunks(intervals, align.outside(intervals, inside)):
                 span = (intervals[positions[0], 0], intervals[positions[-1], 1])
-                rest.add(recording, index, span, align.take(frames, positions), np.zeros(0))
+                if span[1] - span[0] >= SHORTEST_UNLABELLED_SECONDS:
+                    rest.add(recording, index, span, align.take(frames, positions), np.zeros(0))
+                    index += 1
+                else:
+                    self.account.add(f"stretches without labels left out: shorter than {SHORTEST_UNLABELLED_SECONDS:g} s", recording)
 
     def _read_labels(self, recording: str) -> tuple[Float[np.ndarray, "s e"], Float[np.ndarray, "s 2"]]:
         """Intensities of the emotions, clipped to what a listener can give, and the segments' seconds."""
@@ -251,8 +261,11 @@ class _Builder:
         frames, intervals = self.features.read(recording)
         frames, intervals, moved = align.sort_by_start(frames, intervals)
         self.account.add("recordings whose frames were sorted by start", recording, moved)
-        if self.hop is None and self.words is None and len(intervals) > 1:
-            self.hop = round(float(np.median(np.diff(intervals[:, 0]))), 6) or None
+        if self.words is None and len(intervals) > 1:
+            hop = round(float(np.median(np.diff(intervals[:, 0]))), 6) or None
+            self.hop = self.hop or hop
+            if hop and not math.isclose(hop, self.hop, rel_tol=_SAME_HOP):
+                self.account.add(f"recordings whose frames are not {self.hop:g} s apart, read as if they were", f"{recording} ({hop:g} s)")
         self.account.add("non-finite values, which count as the mean", recording, mark(frames))
         if len(self.sources) > 1:
             frames = np.concatenate([frames, *(self._read_beside(source, recording, intervals) for source in self.sources[1:])], 1)
@@ -326,13 +339,11 @@ def _names(file: csd.Sequence, width: int) -> list[str] | None:
 
 
 def _chunks(intervals: Float[np.ndarray, "n 2"], free: Int[np.ndarray, "k"]) -> Iterator[Int[np.ndarray, "c"]]:
-    """Cuts free frames into runs without gaps, and those into chunks of at most `UNLABELLED_SECONDS`."""
+    """Cuts free frames into runs without labels or a second of nothing between them, and those into chunks of `UNLABELLED_SECONDS` at most."""
     if len(free) == 0:
         return
     starts, ends = intervals[free, 0], intervals[free, 1]
     gap = (np.diff(free) > 1) | (starts[1:] - ends[:-1] > SHORTEST_UNLABELLED_SECONDS)
     for run in np.split(free, np.flatnonzero(gap) + 1):
         chunk = ((intervals[run, 0] - intervals[run[0], 0]) // UNLABELLED_SECONDS).astype(int)
-        for positions in np.split(run, np.flatnonzero(np.diff(chunk)) + 1):
-            if intervals[positions[-1], 1] - intervals[positions[0], 0] >= SHORTEST_UNLABELLED_SECONDS:
-                yield positions
+        yield from np.split(run, np.flatnonzero(np.diff(chunk)) + 1)

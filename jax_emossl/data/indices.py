@@ -5,7 +5,7 @@ The same selections feed the tf.data pipeline, in-memory training and evaluation
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -83,8 +83,12 @@ class Sampler:
         rng = np.random.default_rng((seed, step, 1))
         return self._select(batches[first : first + self.batch_size], rng).part(*self.part)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019  the cache lives as long as the sampler's few users
-    def _epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    @functools.cached_property
+    def _epoch(self) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
+        """`_drawn` for a seed and an epoch; each sampler keeps its last two, since many may take turns."""
+        return functools.lru_cache(maxsize=2)(self._drawn)
+
+    def _drawn(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Segments in the order in which an epoch's batches hold them, and the order of the batches."""
         rng = np.random.default_rng((seed, epoch, 0))
         shuffled, order = rng.permutation(len(self.lengths)), rng.permutation(self.steps_per_epoch)

@@ -6,7 +6,7 @@ per emotion with intensities in [0, 3], or one column `emotion` with names, of w
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,7 @@ class Table:
         times = {name: _numbers(frame, name, where) if name in frame else [None] * len(frame) for name in ("start", "end")}
         texts = {name: frame[name].astype(str).str.strip() for name in ("file", "recording", "speaker", "fold") if name in frame}
         files: dict[str, File] = {}
+        speaks: dict[str, str] = {}
         for i, name in enumerate(texts["file"]):
             start, end = (None if times[edge][i] is None else float(times[edge][i]) for edge in ("start", "end"))
             if (start or 0) < 0 or (end is not None and end <= (start or 0)):
@@ -93,6 +94,11 @@ class Table:
                 raise UserError(
                     f"{where}, row {i + 1}, gives {name} another speaker, recording or fold than a row before: make them agree."
                 )
+            if speaks.setdefault(made.recording, speaker) != speaker:
+                raise UserError(
+                    f"{where}, row {i + 1}, gives the recording '{made.recording}' to {speaker} where a row before gives it to "
+                    f"{speaks[made.recording]}: a recording is one speaker's, so name it otherwise."
+                )
             segment = Segment(i + 1, start, end, tuple(map(float, intensities[i])))
             files[name] = dataclasses.replace(before, segments=(*before.segments, segment))
         table = cls(emotions, tuple(files.values()), "speaker" in texts)
@@ -100,16 +106,17 @@ class Table:
         return table
 
     @classmethod
-    def read(cls, path: Path) -> "Table":
-        """The table in a CSV file."""
+    def read(cls, path: Path, columns: Collection[str] = ()) -> "Table":
+        """The table in a CSV file; of its columns only those asked for, if any."""
+        texts = dict.fromkeys(("file", "speaker", "recording", "fold"), str)  # 001 is a name
         try:
-            frame = pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+            frame = pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True, dtype=texts)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror or error}): give a CSV file of labels.") from error
         except (ValueError, RecursionError) as error:  # pandas' own errors are ValueErrors
             raise UserError(f"{path} is no CSV file that can be read ({' '.join(str(error).split())[:200]}): write it anew.") from error
         frame.columns = [str(column).strip() for column in frame.columns]
-        return cls.of(frame, path)
+        return cls.of(frame[[column for column in frame if column in columns]] if columns else frame, path)
 
     def _check_folds(self, where: object) -> None:
         owner: dict[str, str] = {}
@@ -144,7 +151,7 @@ def _intensities(frame: pd.DataFrame, where: object) -> tuple[tuple[str, ...], n
         names = [_OTHER_NAMES.get(name, name) for name in frame["emotion"].astype(str).str.strip().str.lower()]
         if "" in names:
             raise UserError(f"{where}, row {names.index('') + 1}, names no emotion: write one, or neutral.")
-        emotions = tuple(dict.fromkeys(name for name in names if name not in _NO_EMOTION))
+        emotions = tuple(sorted({name for name in names if name not in _NO_EMOTION}))  # whatever the order of the rows
         if not emotions:
             raise UserError(f"{where} names no emotion but {names[0]}: name some, or leave the column out, for recordings without labels.")
         return emotions, MAX_INTENSITY * np.array([[name == emotion for emotion in emotions] for name in names], float)

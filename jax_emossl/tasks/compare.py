@@ -40,6 +40,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     with processes.as_one():
         plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
         _check_tested_once(plans, config.compare.fold)
+        _check_classes(plans)
     for plan in plans:
         plan.unpretrained.check_alike()
     # So far all that cannot be compared is refused, before anything is trained.
@@ -119,6 +120,8 @@ class _Plan:
         twins.append(name)
         if plan.pretrains and plan.trains:
             check_held_out(build(pretrainings[0]).card(), experiment.corpus, f"A pretraining on {source}")
+        elif plan.pretrains:
+            plan.pretrained  # noqa: B018  refuses what does not fit before anything is trained
         return plan
 
     @property
@@ -209,6 +212,11 @@ class _Plan:
             config = configs.part(self.config, "pretrain", seed=self.config.seed + k)
             processes.of_first(functools.partial(workdir.enter, folder, config))
             train.run(config, folder)
+        return self.pretrained
+
+    @functools.cached_property
+    def pretrained(self) -> list[Experiment]:
+        """The experiments that start from the encoders in `folders`; UserError where these do not fit the corpus."""
         return [build(configs.part(self.config, "finetune", init_from=str(own)), self.unpretrained.corpus) for own in self.folders]
 
     def row(self, study: Study, cell: Cell, answer: Answer) -> dict:
@@ -271,6 +279,23 @@ def _check_tested_once(plans: Sequence[_Plan], fold: str) -> None:
         rotations = {plan.rotation: plan.unpretrained.corpus for plan in plans if of(plan) == alike}
         tested = {rotation: corpus.units(corpus.fold(fold).recordings) for rotation, corpus in rotations.items()}
         check_tested_once(tested, "data.folds", next(iter(rotations.values())).unit)
+
+
+def _check_classes(plans: Sequence[_Plan]) -> None:
+    """Refuses rotations of a corpus that answer other classes, or corpora with other heads: they have no score in common."""
+    for one, other in itertools.combinations(plans, 2):
+        first, second = one.unpretrained.objective, other.unpretrained.objective
+        places = [f"{plan.unpretrained.name} {plan.rotation}".strip() for plan in (one, other)]
+        if first.head != second.head:
+            raise UserError(
+                f"{places[0]} answers by {first.head} and {places[1]} by {second.head}, since their labels differ: give "
+                f"--config.finetune.objective.head=intensity for both."
+            )
+        if one.unpretrained.name == other.unpretrained.name and first.classes != second.classes:
+            raise UserError(
+                f"The training folds of {places[0]} and {places[1]} do not have the same classes ({', '.join(first.classes)}; "
+                f"{', '.join(second.classes)}): divide the recordings so that each has all."
+            )
 
 
 def _check_budgets(cells: Sequence[Cell], corpus: Corpus) -> None:

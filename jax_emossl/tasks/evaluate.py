@@ -36,7 +36,13 @@ def _restored(config: ml_collections.ConfigDict) -> tuple[Experiment, checkpoint
     trained = ml_collections.ConfigDict(processes.of_first(lambda: workdir.read_config(source).to_dict()))
     pretrained = bool(trained.get("init_from"))
     trained.init_from = ""
-    trained.data.update(_replaced(config.data))
+    replaced = _replaced(config.data)
+    if trained.data.prepared and replaced.get("prepared") == "" and not (trained.data.corpus or {"corpus", "features"} & replaced.keys()):
+        raise UserError(
+            f"{source} read {trained.data.prepared}, which has one set of labels, folds and speakers: prepare the corpus with the others, "
+            "and name that by --config.data.prepared."
+        )
+    trained.data.update(replaced)
     corpus = corpora.load(corpora.split(trained.data)[0])
     require(corpus, config.fold)
     carry(card, trained.data, corpus, source)
@@ -69,7 +75,7 @@ def _calibrated(experiment: Experiment, best: checkpoint.Best, valid: Segments) 
 def _check(card: Card, experiment: Experiment, source: Path) -> None:
     """Refuses a corpus on which the run of `card` cannot be evaluated, or should not."""
     corpus: Corpus = experiment.corpus
-    if corpus.emotions != card.emotions:
+    if experiment.objective.labelled and corpus.emotions != card.emotions:
         unknown = [e for e in corpus.emotions if e not in card.emotions] or card.emotions
         raise UserError(
             f"{source} and the corpus {corpus.name} disagree on the emotion '{unknown[0]}': "

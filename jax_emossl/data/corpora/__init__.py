@@ -213,4 +213,4 @@ def module(corpus: str) -> ModuleType:
 
 
 def _label_names(config: ml_collections.ConfigDict) -> list[str]:
-    return [name for name in config.label_names.split(",") if name]
+    return [name.strip() for name in config.label_names.split(",") if name.strip()]
