@@ -1,4 +1,4 @@
-"""Where compiled programs are kept from one run to the next."""
+"""Compiled programs: in a folder from one run to the next, in memory no longer than they are needed."""
 
 import hashlib
 import platform
@@ -19,6 +19,11 @@ def keep_compiled() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla" / _processor()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+
+
+def forget() -> None:
+    """Drops those in memory, which take some 10 MB each; one that is needed again is read from the folder, or compiled."""
+    jax.clear_caches()
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from jax_emossl import linear, mesh, processes
+from jax_emossl import linear, mesh, processes, programs
 from jax_emossl.arms import ARMS
 from jax_emossl.averaging import averaged
 from jax_emossl.checkpoint import Checkpoints
@@ -36,6 +36,7 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> It
         size = max(1, _members_at_once(study, grid[0]) // len(grid))
     for _, alike in itertools.groupby(cells, lambda cell: cell.budget):  # members take the same steps
         own = list(alike)
+        programs.forget()  # another budget has shapes of its own, and before it others were encoded or trained
         for i in range(0, len(own), size):
             yield from _together(study, own[i : i + size], folder, words)
 

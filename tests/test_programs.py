@@ -32,3 +32,18 @@ def test_processors_that_can_do_other_things_have_folders_of_their_own(settings,
         programs.keep_compiled()
         folders.append(settings.jax_compilation_cache_dir)
     assert folders[0] == folders[1] and len({*folders}) == 3
+
+
+def test_a_program_that_was_forgotten_is_made_again():
+    made = []
+
+    @jax.jit
+    def program(x):
+        made.append(x)
+        return x + 1
+
+    for _ in range(2):
+        program(1.0)
+        program(1.0)
+        programs.forget()
+    assert len(made) == 2
