@@ -195,7 +195,8 @@ def _key(source: _Source, name: str) -> str:
     """Names what is already encoded of a file, so that another extractor, and a file that has changed, start anew."""
     file = source.path / name if source.path.is_dir() else source.path
     try:
-        state = [file.stat().st_size, file.stat().st_mtime_ns]
+        found = file.stat()
+        state = [found.st_size, found.st_mtime_ns]
     except OSError:  # whoever reads it says so
         state = []
     parts = [source.root, source.hop, source.metadata, str(file.absolute()), *state, name]

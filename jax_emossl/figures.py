@@ -51,8 +51,8 @@ def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
     for arm in arms:
         have, style = c.budgets(variant, arm), ARMS[arm].style
         estimates, x = [c.estimate(variant, arm, b, metric) for b in have], [c.labels(b) for b in have]
-        width, size = (1.8, 6) if arm in main else (1.0, 4)
-        axes.plot(x, [e.value for e in estimates], label=arm, linewidth=width, markersize=size, zorder=3 if arm in main else 2, **style)
+        width, marker = (1.8, 6) if arm in main else (1.0, 4)
+        axes.plot(x, [e.value for e in estimates], label=arm, linewidth=width, markersize=marker, zorder=3 if arm in main else 2, **style)
         if arm in main:
             low, high = zip(*((e.low, e.high) for e in estimates), strict=True)
             axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
@@ -69,7 +69,7 @@ def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
     axes.set_ylabel(FULL_NAMES[metric] + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
     rotations = f", {len(c.rotations)} rotations" if len(c.rotations) > 1 else ""
     axes.set_title(f"{c.corpus}, {c.fold} fold{rotations}, {len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}", fontsize=10)
-    said = [sum(both, []) for both in zip(*(own.get_legend_handles_labels() for own in dict.fromkeys((axes, lowest))), strict=True)]
+    said = [sum(own, []) for own in zip(*(own.get_legend_handles_labels() for own in panels[:, 0]), strict=True)]
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.38 if pairs else -0.14)}  # below: it hides nothing
     lowest.legend(*said, **place, ncols=3, frameon=False, fontsize=8)
     for own in panels[:, 0]:
@@ -82,10 +82,9 @@ def _gains(axes: Axes, c: Comparison, variant: str, pairs: Sequence[tuple[str, s
     for shift, (arm, other) in zip(0.03 * (np.arange(len(pairs)) - (len(pairs) - 1) / 2), pairs, strict=True):
         made = [(c.labels(b), c.difference(variant, arm, other, b, metric)) for b in c.budgets(variant, arm, other)]
         known = [(x * 10**shift, e) for x, e in made if e is not None and np.isfinite(e.value)]
-        low, high = ([abs(bound(e) - e.value) for _, e in known] for bound in (lambda e: e.low, lambda e: e.high))
-        own = {name: value for name, value in ARMS[arm].style.items() if name != "linestyle"}
-        places = [x for x, _ in known], [e.value for _, e in known]
-        axes.errorbar(*places, (low, high), label=f"{arm} less {other}", linestyle="", markersize=4, capsize=2, **own)
+        style, x = ARMS[arm].style, [x for x, _ in known]
+        axes.vlines(x, [e.low for _, e in known], [e.high for _, e in known], color=style["color"], linewidth=1.4)
+        axes.plot(x, [e.value for _, e in known], label=f"{arm} less {other}", markersize=4, **style | {"linestyle": ""})
     axes.axhline(0, color="#555555", linestyle=":", linewidth=1)
     axes.set_ylabel("difference")
 

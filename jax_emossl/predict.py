@@ -27,7 +27,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from jax_emossl import page
-from jax_emossl.data import arrays, audio, csd, labels
+from jax_emossl.data import align, arrays, audio, csd, labels
 from jax_emossl.data.audio import Extractor
 from jax_emossl.data.prepared import new_folder
 from jax_emossl.errors import UserError, notice, one_sentence
@@ -35,7 +35,6 @@ from jax_emossl.model import Model, Recording, load_model
 
 _SHOWN = 20  # rows on the screen
 _TOGETHER = 500_000  # frames of recordings that are asked about at once
-_SAME_HOP = 0.01  # by which hops may differ, relatively
 _EXAMPLE = """
 examples:
   python -m jax_emossl.predict --run runs/finetune interview.wav --out said/ --html
@@ -113,6 +112,7 @@ def answers(model: Model, sources: Sequence[tuple[str, Path, Recording]], window
 
 
 def _answered(model: Model, sources: Sequence[tuple[str, Path, Recording]], window: float, step: float) -> list[Said]:
+    """`answers` for recordings that are asked about together."""
     by_name = []
     for name, source, own in sources:
         own = own if own.intervals is not None else own._replace(intervals=model.intervals(len(own.frames)))
@@ -212,11 +212,9 @@ def _entries(model: Model, path: Path) -> Iterator[tuple[str, Recording]]:
         if isinstance(names := features.metadata.get("dimension names"), list):
             frontend.check_features(names, "the model", str(path))
         for entry in features.ids:
-            frames, intervals = features.read(entry)
-            order = np.argsort(intervals[:, 0], kind="stable")
-            frames, intervals = frames[order], intervals[order]
-            hop = float(np.median(np.diff(intervals[:, 0]))) if len(intervals) > 1 else frontend.frame_seconds
-            if not math.isclose(hop, frontend.frame_seconds, rel_tol=_SAME_HOP):
+            frames, intervals, _ = align.sort_by_start(*features.read(entry))
+            hop = align.hop(intervals) if len(intervals) > 1 else frontend.frame_seconds
+            if not align.is_hop(hop, frontend.frame_seconds):
                 raise UserError(
                     f"{path} has frames every {hop:g} s where the model reads one every {frontend.frame_seconds:g} s: encode it alike."
                 )

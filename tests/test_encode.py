@@ -486,32 +486,18 @@ def test_a_recording_has_one_speaker(recordings, tmp_path):
     folder, table = recordings
     rows = pd.read_csv(table)
     rows.assign(recording=rows["file"].str[-5]).to_csv(table, index=False)  # numbered within each speaker
-    refuses(
-        "row 3, gives the recording '1' to bea where a row before gives it to ann",
-        "--audio",
-        folder,
-        "--labels",
-        table,
-        "--out",
-        tmp_path / "c",
-    )
+    arguments = ("--audio", folder, "--labels", table, "--out", tmp_path / "corpus")
+    refuses("row 3, gives the recording '1' to bea where a row before gives it to ann", *arguments)
 
 
 def test_the_files_of_one_speaker_can_be_divided(recordings, tmp_path):
     folder, table = recordings
     rows = pd.read_csv(table)
     rows.assign(speaker="me").to_csv(table, index=False)
-    refuses(
-        "There are 1 speakers .* or leave the columns speaker and recording out",
-        "--audio",
-        folder,
-        "--labels",
-        table,
-        "--out",
-        tmp_path / "c",
-    )
+    arguments = ("--audio", folder, "--labels", table, "--out", tmp_path / "corpus", "--jobs", 1)
+    refuses("There are 1 speakers .* or leave the columns speaker and recording out", *arguments)
     rows.drop(columns="speaker").to_csv(table, index=False)
-    run("--audio", folder, "--labels", table, "--out", tmp_path / "corpus", "--jobs", 1)
+    run(*arguments)
     assert len(json.loads((tmp_path / "corpus/folds.json").read_text())["test"]) == 2
 
 

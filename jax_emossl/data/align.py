@@ -1,5 +1,6 @@
 """Which frames belong to which interval: the CMU Multimodal SDK's rule, vectorised."""
 
+import math
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ from scipy import sparse
 
 # Seconds by which two intervals must overlap: the SDK's `epsilon` (its PyPI release 0.0.6 has 1e-3).
 EPSILON = 1e-5
+_SAME_HOP = 0.01  # by which hops may differ, relatively
 _TOGETHER = 2**22  # values and pairs that are worked on at once
 
 
@@ -19,6 +21,16 @@ def sort_by_start(
         return features, intervals, False
     order = np.argsort(intervals[:, 0], kind="stable")
     return features[order], intervals[order], True
+
+
+def hop(intervals: Float[np.ndarray, "n 2"]) -> float:
+    """Median seconds from one start to the next, of two intervals or more."""
+    return float(np.median(np.diff(intervals[:, 0])))
+
+
+def is_hop(one: float, other: float) -> bool:
+    """Whether two hops are the same but for rounding."""
+    return math.isclose(one, other, rel_tol=_SAME_HOP)
 
 
 def overlapping(frames: Float[np.ndarray, "n 2"], segments: Float[np.ndarray, "s 2"]) -> list[Int[np.ndarray, "k"]]:

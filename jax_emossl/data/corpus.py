@@ -6,7 +6,6 @@ Every frame, segment and label passes through here once: aligned (`align.py`), c
 
 import contextlib
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +32,6 @@ COVAREP_DIMENSIONS = (
 MAX_INTENSITY = 3.0
 UNLABELLED_SECONDS = 10.0  # longest chunk cut from a stretch without labels
 SHORTEST_UNLABELLED_SECONDS = 1.0
-_SAME_HOP = 0.01  # by which recordings' hops may differ, relatively
 
 
 def build(
@@ -262,9 +260,9 @@ class _Builder:
         frames, intervals, moved = align.sort_by_start(frames, intervals)
         self.account.add("recordings whose frames were sorted by start", recording, moved)
         if self.words is None and len(intervals) > 1:
-            hop = round(float(np.median(np.diff(intervals[:, 0]))), 6) or None
+            hop = round(align.hop(intervals), 6) or None
             self.hop = self.hop or hop
-            if hop and not math.isclose(hop, self.hop, rel_tol=_SAME_HOP):
+            if hop and not align.is_hop(hop, self.hop):
                 self.account.add(f"recordings whose frames are not {self.hop:g} s apart, read as if they were", f"{recording} ({hop:g} s)")
         self.account.add("non-finite values, which count as the mean", recording, mark(frames))
         if len(self.sources) > 1:

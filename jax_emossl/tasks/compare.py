@@ -121,7 +121,7 @@ class _Plan:
         if plan.pretrains and plan.trains:
             check_held_out(build(pretrainings[0]).card(), experiment.corpus, f"A pretraining on {source}")
         elif plan.pretrains:
-            plan.pretrained  # noqa: B018  refuses what does not fit before anything is trained
+            plan.pretrain()  # which is there: refused now where it does not fit
         return plan
 
     @property
@@ -285,11 +285,10 @@ def _check_classes(plans: Sequence[_Plan]) -> None:
     """Refuses rotations of a corpus that answer other classes, or corpora with other heads: they have no score in common."""
     for one, other in itertools.combinations(plans, 2):
         first, second = one.unpretrained.objective, other.unpretrained.objective
-        places = [f"{plan.unpretrained.name} {plan.rotation}".strip() for plan in (one, other)]
+        places = [" ".join(filter(None, (plan.variant, plan.unpretrained.name, plan.rotation))) for plan in (one, other)]
         if first.head != second.head:
             raise UserError(
-                f"{places[0]} answers by {first.head} and {places[1]} by {second.head}, since their labels differ: give "
-                f"--config.finetune.objective.head=intensity for both."
+                f"{places[0]} answers by {first.head} and {places[1]} by {second.head}: give --config.finetune.objective.head=intensity for all."
             )
         if one.unpretrained.name == other.unpretrained.name and first.classes != second.classes:
             raise UserError(

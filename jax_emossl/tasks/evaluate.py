@@ -36,13 +36,13 @@ def _restored(config: ml_collections.ConfigDict) -> tuple[Experiment, checkpoint
     trained = ml_collections.ConfigDict(processes.of_first(lambda: workdir.read_config(source).to_dict()))
     pretrained = bool(trained.get("init_from"))
     trained.init_from = ""
-    replaced = _replaced(config.data)
-    if trained.data.prepared and replaced.get("prepared") == "" and not (trained.data.corpus or {"corpus", "features"} & replaced.keys()):
+    read = trained.data.prepared
+    trained.data.update(_replaced(config.data))
+    if not (trained.data.prepared or trained.data.corpus or trained.data.features):
         raise UserError(
-            f"{source} read {trained.data.prepared}, which has one set of labels, folds and speakers: prepare the corpus with the others, "
+            f"{source} read {read}, which has one set of labels, folds and speakers: prepare the corpus with the others, "
             "and name that by --config.data.prepared."
         )
-    trained.data.update(replaced)
     corpus = corpora.load(corpora.split(trained.data)[0])
     require(corpus, config.fold)
     carry(card, trained.data, corpus, source)
