@@ -111,7 +111,7 @@ def validation(c: Comparison, variant: str, arms: Sequence[str]) -> Figure:
         axes.set_xlabel("training step", fontsize=9)
         axes.legend(frameon=False, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel(f"validation {FULL_NAMES.get(metric, metric)} ({c.corpus})", fontsize=9)
+    panels[0][0].set_ylabel(f"validation {FULL_NAMES.get(metric, metric)}\n{c.corpus}", fontsize=9)
     return figure
 
 
