@@ -18,20 +18,30 @@ from jax_emossl.study import Answer
 _GROUPS = 10
 
 
-def averaged(objective: LabelledObjective, answers: Sequence[Answer], valid: Segments) -> Answer:
-    """The mean of the best answer on the validation fold and of those like it; step and details are the best one's."""
-    best = answers[0]
-    for answer in answers[1:]:
-        if metrics.better(objective.selection, answer.value, best.value):
-            best = answer
+def alike(objective: LabelledObjective, answers: Sequence[Answer], valid: Segments) -> list[Answer]:
+    """The best answer on the validation fold and those that it cannot tell from it; what they say of other folds is not asked."""
+    best = _best(objective, answers)
     margin = standard_error(objective, best, valid)
-    kept = [answer for answer in answers if abs(answer.value - best.value) <= margin]
-    calibrations = [answer.calibration for answer in kept]
+    return [answer for answer in answers if abs(answer.value - best.value) <= margin]
+
+
+def averaged(objective: LabelledObjective, kept: Sequence[Answer], valid: Segments) -> Answer:
+    """The mean of answers that are `alike`; step and details are the best one's."""
+    best, calibrations = _best(objective, kept), [answer.calibration for answer in kept]
     on_valid = objective.average([answer.valid for answer in kept], calibrations)
     value, calibration, _ = assess(objective, {"scores": on_valid}, valid.labels)
     scores = objective.average([answer.scores for answer in kept], calibrations)
     evaluations = [own for answer in kept for own in answer.evaluations]
     return Answer(scores, on_valid, best.step, value, calibration, {**best.details, "averaged": len(kept)}, evaluations)
+
+
+def _best(objective: LabelledObjective, answers: Sequence[Answer]) -> Answer:
+    """The first of the best by validation."""
+    best = answers[0]
+    for answer in answers[1:]:
+        if metrics.better(objective.selection, answer.value, best.value):
+            best = answer
+    return best
 
 
 def standard_error(objective: LabelledObjective, answer: Answer, valid: Segments) -> float:

@@ -220,7 +220,8 @@ def stretched(train: ml_collections.ConfigDict, labels: int) -> ml_collections.C
     steps = min(train.epochs * labels / train.batch_size, train.most_steps or math.inf)
     factor = max(1.0, steps / train.steps)
     own = train.copy_and_resolve_references()
-    own.update({name: round(factor * train[name]) for name in ("steps", "probe_steps", "warmup_steps", "eval_every")})
+    own.update({name: round(factor * train[name]) for name in ("steps", "probe_steps", "warmup_steps")})
+    own.eval_every = -(-own.steps * train.eval_every // train.steps)  # rounded up: not once more, just before the last step
     return own
 
 

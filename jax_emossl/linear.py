@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from jax_emossl.arms import ARMS
-from jax_emossl.averaging import averaged
+from jax_emossl.averaging import alike, averaged
 from jax_emossl.objectives import LabelledObjective, assess
 from jax_emossl.study import Answer, Cell, Study
 
@@ -57,7 +57,7 @@ def _averaged(study: Study, cell: Cell, reads: Sequence[str], self_trained: bool
         value, calibration, _ = assess(objective, {"scores": on_valid}, valid.labels)
         details = {"strategy": "linear", "regularisation": strength}
         made.append(Answer(read(x[study.config.compare.fold]), on_valid, None, value, calibration, details))
-    return averaged(objective, made, valid)
+    return averaged(objective, alike(objective, made, valid), valid)
 
 
 @threadpool_limits.wrap(limits=1)  # in products this small, more threads wait for each other, ten times as long

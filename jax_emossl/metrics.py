@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from scipy import optimize
 from sklearn import metrics as sklearn_metrics
 
-MAX_INTENSITY = 3
+from jax_emossl.data.labels import MAX_INTENSITY
+
 LOWER_IS_BETTER = frozenset({"loss", "total_loss", "mae", "mae_positive"})
 FULL_NAMES = {
     "mae": "mean absolute error",

@@ -73,9 +73,11 @@ def predict_stacked(
 
 
 def predict(
-    objective: Objective, variables: Sequence[Variables], parts: Sequence[Segments], *sizes: float, resident: Resident | None = None
-) -> list[dict[str, np.ndarray]]:
+    objective: Objective, variables: Sequence[Variables], parts: Sequence[Segments], *sizes: float,
+    resident: Resident | None = None, over: Sequence[bool] = (),
+) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """As `predict_stacked`, of a list of variables; `sizes` are those of `predict_rows`."""
-    mesh = meshes.make(len(variables))
-    placed = meshes.place_members(meshes.stack(meshes.padded(variables, mesh)), mesh)
-    return predict_stacked(objective, mesh, placed, meshes.padded(parts, mesh), *sizes, resident=resident)[: len(variables)]
+    mesh, number = meshes.make(len(variables)), len(variables)
+    variables, parts, over = (meshes.padded(own, mesh) for own in (variables, parts, over or [False] * number))
+    placed = meshes.place_members(meshes.stack(variables), mesh)
+    return predict_stacked(objective, mesh, placed, parts, *sizes, resident=resident, over=over)[:number]

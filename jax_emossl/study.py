@@ -30,11 +30,12 @@ class Cell(NamedTuple):
     seed: int
 
 
-class Answer(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answer:
     """What an arm says in a cell.
 
     Attributes:
-      scores: of the reported fold's segments.
+      scores: of the reported fold's segments; None where that is not asked.
       valid: of the validation fold's.
       step: at which its encoder was taken; None for one that is not trained.
       value: of the selection metric on the validation fold, where `calibration` was chosen.
@@ -42,7 +43,7 @@ class Answer(NamedTuple):
       evaluations: of each of the trainings behind it, the steps that were validated, with the value of each.
     """
 
-    scores: Float[np.ndarray, "s c"]
+    scores: Float[np.ndarray, "s c"] | None
     valid: Float[np.ndarray, "v c"]
     step: int | None
     value: float

@@ -1,19 +1,24 @@
 """Tuned arms: encoder and head are trained on the labels; validation chooses strategy, learning rate and step."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
+import operator
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from jax_emossl import linear, mesh, processes, programs
 from jax_emossl.arms import ARMS
-from jax_emossl.averaging import averaged
+from jax_emossl.averaging import alike, averaged
 from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.config import trained_points
+from jax_emossl.data.batches import Segments
 from jax_emossl.data.indices import padded_length
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment
@@ -34,8 +39,8 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> It
     size = len(cells)
     if grid := _grid(study, cells[0]):
         size = max(1, _members_at_once(study, grid[0]) // len(grid))
-    for _, alike in itertools.groupby(cells, lambda cell: cell.budget):  # members take the same steps
-        own = list(alike)
+    for _, members in itertools.groupby(cells, lambda cell: cell.budget):  # members take the same steps
+        own = list(members)
         programs.forget()  # another budget has shapes of its own, and before it others were encoded or trained
         for i in range(0, len(own), size):
             yield from _together(study, own[i : i + size], folder, words)
@@ -77,23 +82,39 @@ def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]],
 
 def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Trained]]) -> Iterator[Answer]:
     """Per cell, what its trainings say, averaged where validation cannot tell them apart, and where asked for the linear read-out too."""
-    objective, sizes = study.experiment.objective, study.experiment.sizes
-    judges = [study.split(cell)[1] for cell in cells]
-    beside = ("functionals",) if objective.reads_functionals else ()
-    asked = [(own.variables, valid) for valid, grid in zip(judges, trained, strict=True) for _, own in grid if own.variables]
-    variables, said = [own for own, _ in asked], {}
-    for name, parts in (("valid", [valid for _, valid in asked]), ("reported", [study.reported] * len(asked))):
-        said[name] = iter(predict(objective, variables, parts, *sizes, resident=study.resident) if asked else ())
-    for cell, valid, grid in zip(cells, judges, trained, strict=True):
-        made = [linear.answer(study, cell, (*ARMS[cell.arm].reads, *beside))] if "linear" in study.config.compare.strategies else []
-        for training, own in ((training, own) for training, own in grid if own.variables):
-            details = {"strategy": training.config.train.strategy, "learning_rate": training.config.train.learning_rate}
-            scores, on_valid = next(said["reported"])["scores"], next(said["valid"])["scores"]
-            made.append(Answer(scores, on_valid, own.step, own.value, own.calibration, details, [own.evaluations]))
-        if not made:
+    objective, judges = study.experiment.objective, [study.split(cell)[1] for cell in cells]
+    ended = [[(training, own) for training, own in grid if own.variables] for grid in trained]
+    variables = [own.variables for grid in ended for _, own in grid]
+
+    def said(parts: Sequence[Segments], over: Sequence[bool] = ()) -> list[Float[np.ndarray, "s c"]]:
+        made = predict(objective, variables, parts, *study.experiment.sizes, resident=study.resident, over=over) if variables else []
+        return [outputs["scores"] for outputs in made]
+
+    on_valid = iter(said([valid for valid, grid in zip(judges, ended, strict=True) for _ in grid]))
+    tuned = [[_answer(training, own, next(on_valid)) for training, own in grid] for grid in ended]
+    read_out = [_read_out(study, cell) for cell in cells]
+    for cell, *made in zip(cells, read_out, tuned, strict=True):
+        if not any(made):
             labels = f"{cell.budget:g}" if cell.budget else "all"
             raise UserError(f"Every training of {cell.arm} with {labels} labels diverged: lower compare.learning_rates.")
-        yield averaged(objective, made, valid)
+    kept = [alike(objective, own, valid) for own, valid in zip(map(operator.add, read_out, tuned), judges, strict=True)]
+    # The reported fold may be large: those that are not kept do not read it.
+    asked, wanted = list(itertools.chain(*tuned)), set(itertools.chain(*kept))
+    reported = dict(zip(asked, said([study.reported] * len(asked), [own not in wanted for own in asked]), strict=True))
+    for own, valid in zip(kept, judges, strict=True):
+        yield averaged(objective, [dataclasses.replace(answer, scores=reported.get(answer, answer.scores)) for answer in own], valid)
+
+
+def _answer(training: Experiment, ended: Fitted, on_valid: Float[np.ndarray, "v c"]) -> Answer:
+    """That of one training, of the reported fold not yet asked."""
+    details = {"strategy": training.config.train.strategy, "learning_rate": training.config.train.learning_rate}
+    return Answer(None, on_valid, ended.step, ended.value, ended.calibration, details, [ended.evaluations])
+
+
+def _read_out(study: Study, cell: Cell) -> list[Answer]:
+    """Where asked for, the linear read-out of the encoder with which the cell's trainings begin."""
+    beside = ("functionals",) if study.experiment.objective.reads_functionals else ()
+    return [linear.answer(study, cell, (*ARMS[cell.arm].reads, *beside))] if "linear" in study.config.compare.strategies else []
 
 
 def _members_at_once(study: Study, training: Experiment) -> int:

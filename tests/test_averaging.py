@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jax_emossl import metrics
-from jax_emossl.averaging import averaged, standard_error
+from jax_emossl.averaging import alike, averaged, standard_error
 from jax_emossl.study import Answer
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,9 @@ GOOD, LIKE_IT, BAD = answer(2.0, "good"), answer(2.0, "like it", moved=0.1), ans
 
 
 def test_what_validation_cannot_tell_from_the_best_is_averaged_with_it():
-    made = averaged(Objective(), [BAD, LIKE_IT, GOOD], fold(12))
+    kept = alike(Objective(), [BAD, LIKE_IT, GOOD], fold(12))
+    assert kept == [LIKE_IT, GOOD]
+    made = averaged(Objective(), kept, fold(12))
     best = max((GOOD, LIKE_IT), key=lambda own: own.value)
     np.testing.assert_allclose(made.scores, (GOOD.scores + LIKE_IT.scores) / 2)
     np.testing.assert_allclose(made.valid, (GOOD.valid + LIKE_IT.valid) / 2)
@@ -56,7 +58,7 @@ def test_what_validation_cannot_tell_from_the_best_is_averaged_with_it():
 
 def test_one_recording_tells_nothing_of_others():
     assert standard_error(Objective(), GOOD, fold(1)) == np.inf
-    assert averaged(Objective(), [BAD, LIKE_IT, GOOD], fold(1)).details["averaged"] == 3
+    assert alike(Objective(), [BAD, LIKE_IT, GOOD], fold(1)) == [BAD, LIKE_IT, GOOD]
 
 
 @pytest.mark.parametrize("recordings", [4, 10, 60])

@@ -359,3 +359,16 @@ def test_a_variant_has_no_more_seeds_than_the_comparison_and_only_its_label_coun
 
 def test_flat_names_every_field_by_its_dots():
     assert fields.flat(ml_collections.ConfigDict({"a": 1, "b": {"c": {"d": ()}, "e": "f"}})) == {"a": 1, "b.c.d": (), "b.e": "f"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "steps", "every"), [(30, 60, 20), (240, 60, 20), (600, 150, 50), (817, 204, 68), (2608, 652, 218), (16331, 1000, 334)]
+)
+def test_a_training_on_more_labels_takes_longer_and_is_evaluated_as_often(labels, steps, every):
+    train = ml_collections.ConfigDict(
+        {"steps": 60, "epochs": 8.0, "batch_size": 32, "most_steps": 1000, "probe_steps": 30, "warmup_steps": 10, "eval_every": 20}
+    )
+    made = fields.stretched(train, labels)
+    assert (made.steps, made.eval_every) == (steps, every)
+    assert math.ceil(made.steps / made.eval_every) == 3
+    assert made.warmup_steps == round(steps / 6) and made.probe_steps == pytest.approx(steps / 2, abs=1)

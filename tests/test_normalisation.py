@@ -151,6 +151,20 @@ def test_causal_features_are_normalised_by_what_came_before_and_the_segment_itse
         np.testing.assert_allclose(made[i], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_windows_that_overlap_weigh_as_much_as_the_time_they_cover():
+    windows = np.array([[start, start + 4] for start in range(9)], float)
+    basis = normalisation.basis("causal", ["a"] * 9, windows, np.zeros(9, bool))
+    values = np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)  # one a second
+
+    def of_frames(segments):
+        (i,) = segments
+        return normalisation.Statistics.of(values[i : i + 4], windows[segments])
+
+    places, made = normalisation.by_segments("causal", basis, windows, of_frames)
+    # Windows that ended before the one from 6 to 10 s begin at 0, 1 and 2 s and cover 6 s; itself it has 4.
+    assert [made[place].seconds for place in places] == [4, 4, 4, 4, 8, 9, 10, 11, 12]
+
+
 def test_enrolment_alone_normalises_the_others(spoilt):
     (one, other) = spoilt(0, 6)
     _, segments = steps(one, "enrolment", 0.0)

@@ -92,6 +92,15 @@ def test_words_are_averaged_and_then_cut(files):
     np.testing.assert_allclose(fold.frames, expected, rtol=1e-5)
 
 
+def test_the_pitch_of_words_that_are_mostly_unvoiced_does_not_count(files):
+    files.write_words({r: grid(60, 0.1) for r in files.entries})
+    loaded = build(files, words=files.words)
+    means = files.entries["rec_d"][0].reshape(60, 10, 3).mean(1, dtype=np.float64)
+    voiced = means[:, 1] > 0.5
+    assert 0 < voiced.sum() < 60
+    np.testing.assert_allclose(loaded.statistics["rec_d"].mean, [means[voiced, 0].mean(), *means[:, 1:].mean(0)], rtol=1e-5)
+
+
 def test_a_recording_without_words_is_dropped_and_leaves_the_statistics_alone(files):
     files.write_words({r: np.array([[0.1, 0.3], [3.2, 3.4]]) for r in files.entries if r != "rec_b"})
     loaded = build(files, words=files.words)

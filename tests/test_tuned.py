@@ -3,9 +3,11 @@
 import types
 
 import ml_collections
+import numpy as np
 import pytest
 
 from jax_emossl import tuned
+from jax_emossl.loop import Fitted
 from jax_emossl.study import Answer, Cell
 
 
@@ -13,6 +15,7 @@ from jax_emossl.study import Answer, Cell
 def test_the_linear_strategy_reads_what_the_head_reads(functionals, expected, monkeypatch):
     read = []
     monkeypatch.setattr(tuned.linear, "answer", lambda study, cell, reads: read.append(reads) or Answer(None, None, None, 0.5, None, {}))
+    monkeypatch.setattr(tuned, "alike", lambda objective, made, valid: made)
     monkeypatch.setattr(tuned, "averaged", lambda objective, made, valid: made[0])
     study = types.SimpleNamespace(
         experiment=types.SimpleNamespace(objective=types.SimpleNamespace(reads_functionals=functionals), sizes=(8, 2.0)),
@@ -22,3 +25,28 @@ def test_the_linear_strategy_reads_what_the_head_reads(functionals, expected, mo
     )
     list(tuned._answers(study, [Cell("scratch", 12, 0)], [[]]))
     assert read == [expected]
+
+
+def test_only_what_validation_keeps_reads_the_reported_fold(monkeypatch):
+    """Of two cells with two trainings each, the first keeps its second and the other both."""
+    asked = []
+
+    def predict(objective, variables, parts, *sizes, resident, over):
+        asked.append((list(parts), list(over)))
+        return [{"scores": np.full(1, own)} for own in variables]
+
+    monkeypatch.setattr(tuned, "predict", predict)
+    monkeypatch.setattr(tuned, "alike", lambda objective, made, valid: [own for own in made if own.value > 0.5])
+    monkeypatch.setattr(tuned, "averaged", lambda objective, kept, valid: [own.scores for own in kept])
+    training = types.SimpleNamespace(config=types.SimpleNamespace(train=types.SimpleNamespace(strategy="full", learning_rate=1.0)))
+    grids = [[(training, Fitted(i, 1, value, None, "")) for i, value in grid] for grid in ([(1, 0.1), (2, 0.9)], [(3, 0.9), (4, 0.9)])]
+    study = types.SimpleNamespace(
+        experiment=types.SimpleNamespace(objective=types.SimpleNamespace(reads_functionals=False), sizes=()),
+        config=ml_collections.ConfigDict({"compare": {"strategies": ("full",)}}),
+        split=lambda cell: (None, f"valid {cell.seed}"),
+        reported="reported",
+        resident=None,
+    )
+    made = list(tuned._answers(study, [Cell("scratch", 12, seed) for seed in (0, 1)], grids))
+    assert made == [[2], [3, 4]]
+    assert asked == [(["valid 0"] * 2 + ["valid 1"] * 2, []), (["reported"] * 4, [True, False, False, False])]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from jax_emossl.data import align, csd, prepared, tfds
 from jax_emossl.data.account import EXAMPLES, Account
 from jax_emossl.data.folds import CMU_MOSEI, in_several, read_folds, read_speakers
+from jax_emossl.data.labels import MAX_INTENSITY
 from jax_emossl.data.statistics import Statistics, mark, voiced_frames
 from jax_emossl.errors import UserError, notice
 
@@ -29,7 +30,6 @@ COVAREP_DIMENSIONS = (
     *(f"HMPDM_{i}" for i in range(25)),
     *(f"HMPDD_{i}" for i in range(13)),
 )
-MAX_INTENSITY = 3.0
 UNLABELLED_SECONDS = 10.0  # longest chunk cut from a stretch without labels
 SHORTEST_UNLABELLED_SECONDS = 1.0
 
@@ -267,12 +267,9 @@ class _Builder:
         self.account.add("non-finite values, which count as the mean", recording, mark(frames))
         if len(self.sources) > 1:
             frames = np.concatenate([frames, *(self._read_beside(source, recording, intervals) for source in self.sources[1:])], 1)
-        statistics = Statistics.of(frames, intervals, voiced_frames(frames, self.feature_names))
         if self.words:
             frames, intervals = align.average(frames, intervals, self.words.intervals(recording))
-            # A dimension without any value of its own must not count as constantly 0.
-            statistics = Statistics.of(frames, intervals, np.broadcast_to(np.isfinite(statistics.mean), frames.shape))
-        self.statistics[recording] = statistics
+        self.statistics[recording] = Statistics.of(frames, intervals, voiced_frames(frames, self.feature_names))
         return frames, intervals
 
     def _read_beside(self, source: _Source, recording: str, frames: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n d"]:

@@ -9,6 +9,7 @@ none        by the training fold alone
 Where a corpus knows its speakers, all recordings of one are a recording here; but for `causal`, since time orders one recording alone.
 """
 
+import dataclasses
 import itertools
 import math
 import zlib
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jax_emossl.data.align import covered_seconds
 from jax_emossl.data.statistics import Statistics
 
 RECORDING, ENROLMENT, NEUTRAL, CAUSAL, NONE = MODES = ("recording", "enrolment", "neutral", "causal", "none")
@@ -71,15 +73,20 @@ def basis(
 
 
 def by_segments(
-    by: str, basis: Int[np.ndarray, "s 3"], of_frames: Callable[[Int[np.ndarray, "n"]], Statistics]
+    by: str, basis: Int[np.ndarray, "s 3"], intervals: Float[np.ndarray, "s 2"], of_frames: Callable[[Int[np.ndarray, "n"]], Statistics]
 ) -> tuple[Int[np.ndarray, "s"], list[Statistics]]:
-    """What normalises the features of each segment: its place among statistics, and these; `of_frames` gives those of some segments."""
+    """What normalises the features of each segment: its place among statistics, and these; `of_frames` gives those of some segments.
+
+    Segments that overlap, as windows do, are no more time than they cover.
+    """
     places, made = np.empty(len(basis), int), []
     for _, own in _of_each(basis[:, 1]):
         own = own[np.argsort(basis[own, 0])]
         if by == CAUSAL:
             parts = [of_frames(own[i : i + 1]) for i in range(len(own))]
-            so_far = list(itertools.accumulate(parts, lambda one, other: Statistics.pooled([one, other])))
+            seconds = [covered_seconds(_by_start(intervals[own[: i + 1]])) for i in range(len(own))]
+            pooled = itertools.accumulate(parts, lambda one, other: Statistics.pooled([one, other]))
+            so_far = [dataclasses.replace(one, seconds=covered) for one, covered in zip(pooled, seconds, strict=True)]
             number = basis[own, 2] - basis[own, 1]
             places[own] = len(made) + np.arange(len(own))
             made += [Statistics.pooled([*so_far[max(0, n - 1) : n], part]) for n, part in zip(number, parts, strict=True)]
@@ -87,6 +94,10 @@ def by_segments(
             places[own] = len(made)
             made.append(of_frames(own[basis[own, 0] >= 0]))
     return places, made
+
+
+def _by_start(intervals: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    return intervals[np.argsort(intervals[:, 0], kind="stable")]
 
 
 def _of_each(keys: np.ndarray) -> list[tuple]:

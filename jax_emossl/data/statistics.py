@@ -11,9 +11,9 @@ from jax_emossl.data.align import covered_seconds
 
 
 def voiced_frames(frames: Float[np.ndarray, "n f"], names: Sequence[str]) -> Bool[np.ndarray, "n f"] | None:
-    """Which values count in the statistics: all but F0 of unvoiced frames; None where there is no F0.
+    """Which values count in the statistics: all but F0 of unvoiced frames, or words; None where there is no F0.
 
-    Voiced is COVAREP's VUV above 0.5 or, without that dimension, F0 above 0 (openSMILE's convention).
+    Voiced is COVAREP's VUV above 0.5 (of a word: in most of its frames) or, without that dimension, F0 above 0 (openSMILE's convention).
     """
     pitch = [i for i, name in enumerate(names) if name.startswith("F0")]
     if not pitch:
