@@ -108,8 +108,10 @@ class Comparison:
         return [name for name in self.metrics if name.startswith("recall of " if self.category else "mae of ")]
 
     def arms(self, variant: str) -> list[str]:
-        """Arms that have rows, in the order of the registry, without the constant predictor."""
+        """Arms that have rows (of several corpora, in each), in the order of the registry, without the constant predictor."""
         present = {row["arm"] for row in self.rows if row["variant"] == variant}
+        if len(self.parts) > 1:
+            present = present.intersection(*(part.arms(variant) for part in self.parts))
         return [arm for arm in ARMS if arm in present]
 
     def pairs(self, variant: str) -> list[tuple[str, str]]:
