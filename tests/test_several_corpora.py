@@ -173,6 +173,13 @@ def test_two_corpora_are_compared_each_alone_and_both_together(pair, tmp_path):
     assert {f"tables/uar{end}.csv" for end in ("", "_east", "_west")} <= {
         str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").glob("tables/*.csv")
     }
+    file = tmp_path / "run" / results.RESULTS_FILE
+    table = json.loads(file.read_text())
+    table["runs"] = [row for row in rows if (row["arm"], row["corpus"]) != ("random", "west")]
+    file.write_text(json.dumps(table))
+    both = Comparison(tmp_path / "run")
+    assert "random" in both.parts[0].arms("") and "random" not in both.arms("")
+    assert report.write(tmp_path / "run")
 
 
 def test_sources_of_pretraining_are_variants_and_what_reads_none_is_answered_once(pair, tmp_path, monkeypatch):
