@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import operator
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -92,12 +91,12 @@ def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Tr
 
     on_valid = iter(said([valid for valid, grid in zip(judges, ended, strict=True) for _ in grid]))
     tuned = [[_answer(training, own, next(on_valid)) for training, own in grid] for grid in ended]
-    read_out = [_read_out(study, cell) for cell in cells]
-    for cell, *made in zip(cells, read_out, tuned, strict=True):
-        if not any(made):
+    made = [_read_out(study, cell) + own for cell, own in zip(cells, tuned, strict=True)]
+    for cell, own in zip(cells, made, strict=True):
+        if not own:
             labels = f"{cell.budget:g}" if cell.budget else "all"
             raise UserError(f"Every training of {cell.arm} with {labels} labels diverged: lower compare.learning_rates.")
-    kept = [alike(objective, own, valid) for own, valid in zip(map(operator.add, read_out, tuned), judges, strict=True)]
+    kept = [alike(objective, own, valid) for own, valid in zip(made, judges, strict=True)]
     # The reported fold may be large: those that are not kept do not read it.
     asked, wanted = list(itertools.chain(*tuned)), set(itertools.chain(*kept))
     reported = dict(zip(asked, said([study.reported] * len(asked), [own not in wanted for own in asked]), strict=True))

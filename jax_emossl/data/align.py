@@ -111,7 +111,8 @@ def average(
 
 
 def covered_seconds(intervals: Float[np.ndarray, "n 2"]) -> float:
-    """Length of the union of intervals sorted by start, in seconds to the microsecond."""
+    """Length of the union of intervals, in seconds to the microsecond."""
+    intervals = intervals[np.argsort(intervals[:, 0], kind="stable")]
     ends = np.maximum.accumulate(intervals[:, 1])
     starts = np.maximum(intervals[:, 0], np.concatenate([[-np.inf], ends[:-1]]))
     return round(float(np.sum(np.maximum(intervals[:, 1] - starts, 0))), 6)

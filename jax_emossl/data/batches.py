@@ -76,7 +76,7 @@ class Segments:
             if len(own) > 1:  # of one speaker; what of their times overlaps is no time less
                 return Statistics.pooled([of_frames(segments[recordings[segments] == name]) for name in own])
             frames = np.concatenate([np.zeros((0, len(corpus.features)), np.float32), *map(self._raw, segments)])
-            return Statistics.of(frames, intervals[segments[np.argsort(intervals[segments, 0])]], voiced_frames(frames, corpus.features))
+            return Statistics.of(frames, intervals[segments], voiced_frames(frames, corpus.features))
 
         return normalisation.by_segments(self._frontend.by, self.basis, intervals, of_frames)
 

@@ -84,7 +84,7 @@ def by_segments(
         own = own[np.argsort(basis[own, 0])]
         if by == CAUSAL:
             parts = [of_frames(own[i : i + 1]) for i in range(len(own))]
-            seconds = [covered_seconds(_by_start(intervals[own[: i + 1]])) for i in range(len(own))]
+            seconds = [covered_seconds(intervals[own[: i + 1]]) for i in range(len(own))]
             pooled = itertools.accumulate(parts, lambda one, other: Statistics.pooled([one, other]))
             so_far = [dataclasses.replace(one, seconds=covered) for one, covered in zip(pooled, seconds, strict=True)]
             number = basis[own, 2] - basis[own, 1]
@@ -94,10 +94,6 @@ def by_segments(
             places[own] = len(made)
             made.append(of_frames(own[basis[own, 0] >= 0]))
     return places, made
-
-
-def _by_start(intervals: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-    return intervals[np.argsort(intervals[:, 0], kind="stable")]
 
 
 def _of_each(keys: np.ndarray) -> list[tuple]:

@@ -49,7 +49,7 @@ class Statistics:
     ) -> Self:
         """Statistics of one recording over its finite values, restricted to those in `counts` if given.
 
-        `intervals`, in seconds and sorted by start, may overlap one another: `seconds` is the time they cover.
+        `intervals`, in seconds, may overlap one another: `seconds` is the time they cover.
         """
         counted = np.isfinite(frames) if counts is None else np.isfinite(frames) & counts
         number = counted.sum(0)
