@@ -213,7 +213,7 @@ def write_mosei(folder: Path, videos: dict[str, list[dict]]) -> list[str]:
         for video, rows in videos.items():
             yield video, rng.integers(0, 10, (len(rows), 7)) / 3, np.array([[float(r["start"]), float(r["end"])] for r in rows])
 
-    csd.write(folder / "features.csd", "COVAREP", features())
+    csd.write(folder / "features.csd", "COVAREP", features(), {"synthetic": True})
     csd.write(folder / "labels.csd", "All Labels", labels())
     folds = {fold: [v for v, rows in videos.items() if rows[0]["fold"] == fold] for fold in prepared.FOLDS}
     (folder / "folds.json").write_text(json.dumps(folds))
