@@ -1,9 +1,8 @@
 """How long fine-tuning pays: passes over the labels, and the fewest steps, scored on a validation fold that chose nothing.
 
-python -m jax_emossl.main --config=experiments/passes.py:nemo --workdir=runs/passes --config.data.folds=searches
+python -m jax_emossl.main --config=experiments/passes.py:nemo+ravdess --workdir=runs/passes
 
-Steps and settings are chosen within the labels. RAVDESS's rotations share validation speakers: there
---config.data.folds=$EMOSSL_DATA/ravdess/folds_rotation1.json,$EMOSSL_DATA/ravdess/folds_rotation3.json.
+Steps and settings are chosen within the labels.
 """
 
 from experiments import label_fraction
@@ -11,6 +10,7 @@ from experiments import label_fraction
 
 def get_config(corpus: str = ""):
     config = label_fraction.get_config(corpus)
+    config.data.folds = "searches"
     config.compare.arms = ("pretrained", "scratch")
     config.compare.label_counts = (150, 600, 0)
     config.compare.seeds = 2

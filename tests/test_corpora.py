@@ -3,6 +3,7 @@ import pytest
 
 from jax_emossl.data import corpora
 from jax_emossl.data.corpora import Files, demo
+from jax_emossl.data.folds import read_folds
 from jax_emossl.errors import UserError
 
 FIELDS = ("corpus", "features", "labels", "folds", "speakers", "words", "label_names", "prepared")
@@ -40,8 +41,13 @@ def test_a_corpus_may_bring_its_rotations_along(corpus, tmp_path):
     assert found == [(f"folds_rotation{i}", str(tmp_path / corpus / f"folds_rotation{i}.json")) for i in (1, 2, 3)]
 
 
-def test_a_corpus_may_bring_folds_for_searches_along():
-    assert [name for name, _ in rotations("searches", "nemo")] == [f"nemo_search{i}" for i in (1, 2, 3)]
+@pytest.mark.parametrize(("corpus", "speakers"), [("nemo", 9), ("ravdess", 24)])
+def test_a_corpus_may_bring_folds_for_searches_along(corpus, speakers):
+    found = rotations("searches", corpus)
+    assert [name for name, _ in found] == [f"{corpus}_search{i}" for i in (1, 2, 3)]
+    divisions = [read_folds(path) for _, path in found]
+    assert sorted(name for division in divisions for name in division["valid"]) == sorted(sum(divisions[0].values(), []))
+    assert all(len(set(sum(division.values(), []))) == speakers for division in divisions)
 
 
 @pytest.mark.parametrize("corpus", ["demo", "mosei", "klingon", ""])
