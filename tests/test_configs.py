@@ -74,7 +74,7 @@ def test_pretraining_and_fine_tuning_share_the_backbone_and_the_frontend():
 
 
 def test_all_comparisons_have_the_same_fields():
-    assert len(COMPARISONS) == 15
+    assert len(COMPARISONS) == 16
     own = {name: set(fields.flat(get(name))) for name in COMPARISONS}
     listed = {field for field in own["experiments.objectives"] if field.startswith("pretrain.objective.")}  # of all objectives
     alone = {field for field in own["configs.quickstart"] if field.startswith("pretrain.objective.")}
@@ -178,6 +178,7 @@ def test_no_config_file_builds_on_another_but_for_scratch_and_lists_of_variants(
         "normalisation",
         "objectives",
         "passes",
+        "regularisation",
         "visible_only",
     }
 
