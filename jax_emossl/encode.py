@@ -1,6 +1,6 @@
 """The command that makes a corpus of recordings: audio or arrays and a table of labels in, `.csd` files and folds out.
 
-    DIR/features.csd        frames of every recording, its files one after another with half a second of nothing between
+    DIR/features.csd        frames of every recording, its files one after another with a second and a half of nothing between
     DIR/labels.csd          intensities of every labelled segment (not where nothing is labelled)
     DIR/folds.json          recordings per fold; with --rotations also folds_rotation1.json, ...
     DIR/speakers.json       who speaks in each recording (where the table has a column speaker)
@@ -17,8 +17,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,12 +27,13 @@ from tqdm import tqdm
 
 from jax_emossl.data import arrays, audio, corpora, csd, datasets, labels
 from jax_emossl.data.audio import Extractor
+from jax_emossl.data.corpus import SHORTEST_UNLABELLED_SECONDS
 from jax_emossl.data.folds import FOLDS
-from jax_emossl.errors import UserError, notice, one_sentence
+from jax_emossl.errors import UserError, interruptible, notice
 from jax_emossl.workdir import write_atomically
 
 SEGMENTS = "segments.csv"
-_GAP = 0.5  # s of nothing between the files of a recording
+_GAP = 1.5 * SHORTEST_UNLABELLED_SECONDS  # of nothing between the files of a recording, so that no stretch without labels spans two
 _SHARE = 0.2  # of the speakers, in the validation and in the test fold
 _OVERHANG = 0.1  # s by which a segment may end after its file, as rounded times do
 _EXAMPLE = """
@@ -103,10 +102,12 @@ def run(argv: Sequence[str] | None = None) -> None:
     scratch = args.out.with_name(f".{args.out.name}.encoding")
     scratch.mkdir(parents=True, exist_ok=True)
     frames = _encoded(source, files, scratch, max(1, args.jobs), args.skip_bad)
+    files = [file for file in files if file.name in frames]
+    divisions = [_left(division, files) for division in divisions]
     new = scratch / "new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    summary = _write(new, source, table, [file for file in files if file.name in frames], frames, divisions)
+    summary = _write(new, source, table, files, frames, divisions)
     os.rename(new, args.out)
     shutil.rmtree(scratch, ignore_errors=True)
     use, config = ("pretrain, train and compare", "quickstart") if table.emotions and divisions[0]["test"] else ("pretrain", "pretrain")
@@ -128,7 +129,7 @@ def _arrays(args: argparse.Namespace) -> _Source:
     if args.dataset:
         raise UserError("--dataset reads the names of audio files: give --audio, or --labels with --arrays.")
     readers = arrays.readers(args.arrays)
-    return _Source(args.arrays, list(readers), lambda name: readers[name](), args.hop, args.arrays.stem, {})
+    return _Source(args.arrays, list(readers), lambda name: readers[name](), args.hop, args.arrays.absolute().stem, {})
 
 
 def _table(args: argparse.Namespace, source: _Source) -> labels.Table:
@@ -140,6 +141,8 @@ def _table(args: argparse.Namespace, source: _Source) -> labels.Table:
     if not args.labels:
         return labels.Table.unlabelled(source.names)
     table, there = labels.Table.read(args.labels), set(source.names)
+    if not table.emotions and any((segment.start, segment.end) != (None, None) for file in table.files for segment in file.segments):
+        raise UserError(f"{args.labels} has times but no emotions, without which whole files are read: add some, or leave the times out.")
     where = args.audio or args.arrays
     for file in table.files:
         if file.name not in there:
@@ -166,9 +169,12 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
         if missing := [name for name in ("train", "valid") if name not in fold.values()]:
             raise UserError(f"The table's column fold names no file of the fold {missing[0]}, which every training needs: add some.")
         return [{name: [recording for recording in speakers if fold[recording] == name] for name in FOLDS}]
+    if rotations < 1:
+        raise UserError(f"--rotations {rotations} divides nothing: give 1 or more.")
     everyone = sorted(set(speakers.values()))
-    needed = max(3, rotations + 1) if table.emotions else 2
-    if len(everyone) < needed or rotations < 1:
+    # Two are left untested by every division, to train and to validate.
+    needed = {1: 3 if table.emotions else 2, 2: 4}.get(rotations, rotations)
+    if len(everyone) < needed:
         what = "speakers (column speaker)" if table.knows_speakers else "recordings"
         alone = ", or leave the columns speaker and recording out, to divide by file" if len(table.files) >= needed else ""
         raise UserError(f"There are {len(everyone)} {what} where {needed} are needed to divide them into folds: add some{alone}.")
@@ -184,6 +190,15 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
         of = {who: "test" if who in tested else "valid" if who in judges else "train" for who in order}
         made.append({name: [recording for recording, who in speakers.items() if of[who] == name] for name in FOLDS})
     return made
+
+
+def _left(division: dict[str, list[str]], files: Sequence[labels.File]) -> dict[str, list[str]]:
+    """Of a division the recordings that these files are of; UserError where a fold has lost all of them."""
+    there = {file.recording for file in files}
+    left = {fold: [recording for recording in own if recording in there] for fold, own in division.items()}
+    if lost := [fold for fold, own in division.items() if own and not left[fold]]:
+        raise UserError(f"No file of the fold {lost[0]} can be encoded: mend some, or divide the files otherwise (column fold, --seed).")
+    return left
 
 
 def _speakers(files: Sequence[labels.File]) -> dict[str, str]:
@@ -275,8 +290,6 @@ def _write(
         writer = text.writer(stream)
         writer.writerow(("recording", "index", "file", "start", "end"))
         writer.writerows(rows)
-    there = {file.recording for file in files}
-    divisions = [{fold: [r for r in own if r in there] for fold, own in division.items()} for division in divisions]
     write_atomically(out / corpora.FOLDS, json.dumps(divisions[0], indent=1))
     for i, division in enumerate(divisions if len(divisions) > 1 else (), 1):
         write_atomically(out / f"folds_rotation{i}.json", json.dumps(division, indent=1))
@@ -304,13 +317,8 @@ def _recordings(
 
 def main() -> None:
     """Command line; exits with 2 and one sentence on a user's mistake, 130 when interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with one_sentence():
-            run()
-    except KeyboardInterrupt:
-        print("Interrupted: run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+    with interruptible("run the same command again to go on."):
+        run()
 
 
 if __name__ == "__main__":

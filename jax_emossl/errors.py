@@ -1,6 +1,7 @@
 """The one error type for everything a user can mend, and notices of what the program did about it itself."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -33,3 +34,15 @@ def one_sentence() -> Iterator[None]:
         sentence = f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}."
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
+
+
+@contextlib.contextmanager
+def interruptible(left: str) -> Iterator[None]:
+    """`one_sentence` for a command that SIGTERM, too, interrupts: it cleans up, says what is `left` of its work, and ends with exit code 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with one_sentence():
+            yield
+    except KeyboardInterrupt:
+        print(f"Interrupted: {left}", file=sys.stderr)
+        sys.exit(130)

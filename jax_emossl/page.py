@@ -43,9 +43,10 @@ def figure(classes: Sequence[str], answers: Answers, title: str, path: Path) -> 
             times, values[:, c], label=emotion, color=COLOURS[c % len(COLOURS)], linewidth=1.6,
             linestyle=(0, dashes) if dashes else "-", marker="o" if len(times) < 30 else "", markersize=3,
         )  # fmt: skip
-    axes.set(xlabel="seconds (middle of the window)", ylabel=CURVES[name], title=title, ylim=(0, None))
-    axes.title.set_fontsize(9)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    axes.set(xlabel="seconds (middle of the window)", ylabel=CURVES[name], ylim=(0, None))
+    with plt.rc_context({"text.parse_math": False}):  # a dollar sign in a name is one
+        axes.set_title(title, fontsize=9, parse_math=False)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     drawn.savefig(path, dpi=140)
     plt.close(drawn)
@@ -90,12 +91,16 @@ def _waveform(path: Path) -> tuple[list[list[float]], str]:
 
 
 def _loudness(model: Any, recording: Any) -> tuple[list[list[float]], str]:
-    """The loudness among the features, as a band around 0; nothing where there is none."""
+    """The loudness among the features, as a band around 0 over the recording's time; nothing where there is none."""
     found = [i for i, name in enumerate(model.card.frontend.names) if name.lower().startswith("loudness")]
     if not found:
         return [], ""
-    loudness = np.nan_to_num(recording.frames[:, found[0]])
-    top = np.array([high for _, high in _envelope(loudness / max(float(np.abs(loudness).max()), 1e-9))])
+    loudness, intervals = np.nan_to_num(recording.frames[:, found[0]]), recording.intervals
+    begin, end = intervals[0, 0], intervals[:, 1].max()
+    pieces = min(_COLUMNS, len(loudness))
+    piece = (pieces * (intervals.mean(1) - begin) / max(end - begin, 1e-9)).astype(int).clip(0, pieces - 1)
+    top = np.zeros(pieces)  # also where the recording has no frames
+    np.maximum.at(top, piece, loudness / max(float(np.abs(loudness).max()), 1e-9))
     return np.column_stack([-top, top]).round(4).tolist(), "loudness"
 
 

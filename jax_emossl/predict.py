@@ -15,7 +15,6 @@ import concurrent.futures
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,14 +26,15 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from jax_emossl import page
-from jax_emossl.data import align, arrays, audio, csd, labels
+from jax_emossl.data import align, arrays, audio, corpus, csd, labels
 from jax_emossl.data.audio import Extractor
 from jax_emossl.data.prepared import new_folder
-from jax_emossl.errors import UserError, notice, one_sentence
+from jax_emossl.errors import UserError, interruptible, notice
 from jax_emossl.model import Model, Recording, load_model
 
 _SHOWN = 20  # rows on the screen
-_TOGETHER = 500_000  # frames of recordings that are asked about at once
+_TOGETHER = 2**26  # values that windows copy of recordings which are asked about at once
+_MOST = 2**31  # and of one recording, whose windows are answered together since what the head reads rests on one another
 _EXAMPLE = """
 examples:
   python -m jax_emossl.predict --run runs/finetune interview.wav --out said/ --html
@@ -106,8 +106,13 @@ def answers(model: Model, sources: Sequence[tuple[str, Path, Recording]], window
     """What the model says of recordings, of their segments and of windows that slide over them (seconds).
 
     Recordings do not matter to one another: only so many are asked about together that what overlapping windows copy stays small.
+    UserError where those of one recording would copy too much.
     """
-    last = np.cumsum([len(own.frames) for _, _, own in sources]) // _TOGETHER
+    copied = [max(1.0, window / step) * np.size(own.frames) for _, _, own in sources]
+    for (name, *_), values in zip(sources, copied, strict=True):
+        if values > _MOST:
+            raise UserError(f"Windows of {window:g} s every {step:g} s would hold {name} {window / step:.0f} times: take a larger --step.")
+    last = np.cumsum(copied) // _TOGETHER
     return [said for i in np.unique(last) for said in _answered(model, [sources[j] for j in np.flatnonzero(last == i)], window, step)]
 
 
@@ -131,7 +136,7 @@ def _answered(model: Model, sources: Sequence[tuple[str, Path, Recording]], wind
 
 
 def _windows(intervals: Float[np.ndarray, "n 2"], window: float, step: float) -> Float[np.ndarray, "w 2"]:
-    """Windows that hold a frame; one of the whole recording where that is no longer than a window."""
+    """Windows that hold a frame; one of the whole recording where that is no longer than a window, or none holds one."""
     start, end = intervals[0, 0], intervals[:, 1].max()
     firsts = start + step * np.arange(max(0, math.floor((end - start - window) / step + 1e-9)) + 1)
     if end - firsts[-1] > window + 1e-6:
@@ -139,16 +144,16 @@ def _windows(intervals: Float[np.ndarray, "n 2"], window: float, step: float) ->
     spans = np.column_stack([firsts, np.minimum(firsts + window, end)])
     middle = intervals.mean(1)
     first, last = np.searchsorted(middle, spans[:, 0], side="right"), np.searchsorted(middle, spans[:, 1])
-    return spans[last > first]
+    return spans[last > first] if np.any(last > first) else np.array([[start, end]])
 
 
-def _asked(path: Path | None) -> dict[str, Float[np.ndarray, "s 2"]]:
-    """The segments of each file (of a table) or entry (of a `.csd`), by name."""
+def _asked(path: Path | None) -> dict[str, Float[np.ndarray, "s 2"]] | None:
+    """The segments of each file (of a table) or entry (of a `.csd`), by name; None where none are asked for."""
     if path is None:
-        return {}
+        return None
     if path.suffix == ".csd":
         with csd.Sequence(path) as rows:
-            return {entry: rows.intervals(entry) for entry in rows.ids}
+            return {entry: spans for entry in rows.ids if len(spans := rows.intervals(entry))}
     table = labels.Table.read(path, ("file", "start", "end"))
     spans = {}
     for file in table.files:
@@ -159,7 +164,7 @@ def _asked(path: Path | None) -> dict[str, Float[np.ndarray, "s 2"]]:
 
 
 def _recordings(
-    model: Model, run: Path, inputs: Sequence[Path], asked: dict[str, Float[np.ndarray, "s 2"]]
+    model: Model, run: Path, inputs: Sequence[Path], asked: dict[str, Float[np.ndarray, "s 2"]] | None
 ) -> Iterator[tuple[str, Path, Recording]]:
     """Every recording of the inputs: its name, its file, and what is asked of it."""
     files = []
@@ -173,15 +178,15 @@ def _recordings(
             waiting = [(path, pool.submit(_read, model, extractor, name, path)) for name, path in files]
             for path, found in tqdm(waiting, desc="reading", unit="file", leave=False, disable=None):
                 for name, recording in found.result():
-                    if asked and name not in asked:
+                    if asked is not None and name not in asked:
                         raise UserError(f"--segments names no segment of {name}: add it, or leave the input out.")
                     if name in there:
                         raise UserError(f"{path} is the second input named {name}: give a folder that holds both, or predict them apart.")
                     there.add(name)
-                    yield name, path, recording._replace(spans=asked.get(name))
+                    yield name, path, recording._replace(spans=asked[name] if asked is not None else None)
         finally:
             pool.shutdown(cancel_futures=True)
-    if left := sorted(set(asked) - there):
+    if left := sorted(set(asked or ()) - there):
         notice(f"--segments names {len(left)} recordings that are not among the inputs, {left[0]} the first.")
 
 
@@ -209,9 +214,15 @@ def _extractor(model: Model, run: Path) -> Extractor:
 def _entries(model: Model, path: Path) -> Iterator[tuple[str, Recording]]:
     frontend = model.card.frontend
     with csd.Sequence(path) as features:
-        if isinstance(names := features.metadata.get("dimension names"), list):
+        names = corpus.column_names(features, len(frontend.names))
+        if names and len(set(names)) == len(names):
             frontend.check_features(names, "the model", str(path))
-        for entry in features.ids:
+        filled = [entry for entry in features.ids if features.shape(entry)[0]]
+        if empty := sorted(set(features.ids) - set(filled)):
+            notice(f"{path} has {len(empty)} entries without frames, {empty[0]} the first, which are left out.")
+        if not filled:
+            raise UserError(f"{path} has no entry with frames: there is nothing to predict.")
+        for entry in filled:
             frames, intervals, _ = align.sort_by_start(*features.read(entry))
             hop = align.hop(intervals) if len(intervals) > 1 else frontend.frame_seconds
             if not align.is_hop(hop, frontend.frame_seconds):
@@ -262,13 +273,9 @@ def _write(out: Path, model: Model, said: Sequence[Said], html: bool) -> None:
 
 
 def main() -> None:
-    """Command line; exits with 2 and one sentence on a user's mistake."""
-    with one_sentence():
-        try:
-            run()
-        except KeyboardInterrupt:
-            print("Interrupted: nothing was written.", file=sys.stderr)
-            sys.exit(130)
+    """Command line; exits with 2 and one sentence on a user's mistake, 130 when interrupted."""
+    with interruptible("nothing was written."):
+        run()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """The command that prepares a corpus: frames, labels and folds in (`data/corpus.py`), memory-mapped arrays out (`data/prepared.py`)."""
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jax_emossl.data import corpus, prepared
 from jax_emossl.data.account import describe
-from jax_emossl.errors import one_sentence
+from jax_emossl.errors import interruptible
 
 _EXAMPLE = """
 example, CMU-MOSEI with its standard folds (they come with: pip install cmu-multimodal-sdk):
@@ -75,14 +73,8 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def main() -> None:
     """Command line; exits with 2 and one sentence on a user's mistake, 130 when interrupted."""
-    # A job that is told to stop leaves as little behind as one that is interrupted.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with one_sentence():
-            run()
-    except KeyboardInterrupt:
-        print("Interrupted: nothing was written.", file=sys.stderr)
-        sys.exit(130)
+    with interruptible("nothing was written."):
+        run()
 
 
 if __name__ == "__main__":

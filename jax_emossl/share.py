@@ -17,7 +17,7 @@ import numpy as np
 from jax_emossl import __version__, portable, readme, results
 from jax_emossl.comparison import Comparison
 from jax_emossl.data.prepared import new_folder
-from jax_emossl.errors import UserError, one_sentence
+from jax_emossl.errors import UserError, interruptible
 from jax_emossl.model import Model, load_model
 
 CARD, PROGRAM = "README.md", "program.stablehlo"
@@ -89,8 +89,8 @@ def _difference(model: Model, content: bytes) -> float:
 
 
 def main() -> None:
-    """Command line; exits with 2 and one sentence on a user's mistake."""
-    with one_sentence():
+    """Command line; exits with 2 and one sentence on a user's mistake, 130 when interrupted."""
+    with interruptible("nothing was written."):
         run()
 
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from jax_emossl import encode
-from jax_emossl.data import align, arrays, audio, csd, datasets, labels, prepared
+from jax_emossl.data import align, arrays, audio, corpus, csd, datasets, labels, prepared
 from jax_emossl.data.audio import Extractor
 from jax_emossl.errors import UserError
 
@@ -69,7 +69,7 @@ def test_a_corpus_holds_what_opensmile_says_of_each_file(recordings, tmp_path):
     inside = align.overlapping(intervals, spans)
     np.testing.assert_array_equal(frames[inside[0]], first)
     np.testing.assert_array_equal(frames[inside[1]], second)
-    np.testing.assert_allclose(spans[1, 0], 0.01 * len(first) + 0.5)  # half a second of nothing between
+    np.testing.assert_allclose(spans[1, 0], 0.01 * len(first) + 1.5)  # a second and a half of nothing between
     folds = json.loads((out / "folds.json").read_text())
     assert json.loads((out / "speakers.json").read_text()) == {who: who for who in SPEAKERS}
     assert sorted(sum(folds.values(), [])) == list(SPEAKERS) and [len(folds[f]) for f in ("train", "valid", "test")] == [3, 1, 1]
@@ -127,6 +127,52 @@ def test_what_is_encoded_is_not_encoded_again(recordings, tmp_path, monkeypatch)
     assert asked == ["eva_2.wav"]
     with csd.Sequence(tmp_path / "corpus/labels.csd") as said:
         assert said.shape("eva") == (1, 1)
+
+
+@pytest.mark.parametrize("rotations", [1, 2, 3, 5])
+def test_every_division_has_all_folds(rotations, recordings, tmp_path):
+    out = tmp_path / "corpus"
+    run("--audio", recordings[0], "--labels", recordings[1], "--out", out, "--jobs", 1, "--rotations", rotations)
+    for path in out.glob("folds*.json"):
+        assert all(json.loads(path.read_text()).values())
+
+
+def test_a_fold_that_loses_all_its_files_is_refused(recordings, tmp_path):
+    folder, table = recordings
+    who = {"train": ("ann", "bea"), "valid": ("cem",), "test": ("dan", "eva")}
+    fold = {name: fold for fold, names in who.items() for name in names}
+    frame = pd.read_csv(table)
+    frame["fold"] = frame.speaker.map(fold)
+    frame.to_csv(table, index=False)
+    for take in (1, 2):
+        (folder / f"cem_{take}.wav").write_text("no sound at all")
+    arguments = ("--audio", folder, "--labels", table, "--out", tmp_path / "corpus", "--jobs", 1, "--skip-bad")
+    refuses("No file of the fold valid can be encoded", *arguments)
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_no_stretch_without_labels_spans_two_files(tmp_path):
+    (tmp_path / "arrays").mkdir()
+    for i in range(8):
+        np.save(tmp_path / "arrays" / f"{i}.npy", np.full((200, 3), i) + np.random.default_rng(i).normal(size=(200, 3)) / 100)
+    rows = "\n".join(f"{i}.npy,{'abcd'[i // 2]}" for i in range(8))
+    (tmp_path / "who.csv").write_text(f"file,speaker\n{rows}\n")
+    out = tmp_path / "corpus"
+    run("--arrays", tmp_path / "arrays", "--hop", 0.01, "--labels", tmp_path / "who.csv", "--out", out)
+    corpus.build(out / "features.csd", "", out / "folds.json", tmp_path / "prepared")
+    folds = prepared.load(tmp_path / "prepared").folds
+    stretches = [fold.frames[a:b].round() for fold in folds.values() for a, b in zip(fold.offsets, fold.offsets[1:], strict=False)]
+    assert len(stretches) == 8 and all(len(np.unique(own)) == 1 for own in stretches)
+
+
+def test_arrays_of_the_folder_one_is_in_have_a_name(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "own" / f"{i}.npy", np.ones((200, 3)))
+    monkeypatch.chdir(tmp_path / "own")
+    run("--arrays", ".", "--hop", 0.01, "--out", tmp_path / "corpus")
+    with csd.Sequence(tmp_path / "corpus/features.csd") as features:
+        assert features.root == "own"
 
 
 def test_recordings_without_labels_can_be_pretrained_on(recordings, tmp_path):
@@ -365,7 +411,17 @@ def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):
         line + (",fold" if i == 0 else ",train") for i, line in enumerate(known.splitlines()))), "--out", out)  # fmt: skip
     refuses(r"no column 'file' \(it has 'file;speaker'\)", "--audio", folder, "--labels", _with(table, "file;speaker\na;b\n"), "--out", out)
     _with(table, known)
-    refuses("There are 5 speakers", "--audio", folder, "--labels", table, "--rotations", 5, "--out", out)
+    refuses("There are 5 speakers .* where 6 are needed", "--audio", folder, "--labels", table, "--rotations", 6, "--out", out)
+    refuses("--rotations 0 divides nothing", "--audio", folder, "--labels", table, "--rotations", 0, "--out", out)
+    three = "\n".join(known.splitlines()[:7])
+    few = tmp_path / "few"
+    few.mkdir()
+    for line in three.splitlines()[1:]:
+        (few / line.split(",")[0]).write_bytes((folder / line.split(",")[0]).read_bytes())
+    refuses("There are 3 speakers .* where 4 are needed", "--audio", few, "--labels", _with(table, three), "--rotations", 2, "--out", out)
+    timed = "file,start,end\n" + "\n".join(f"{line.split(',')[0]},0,0.2" for line in known.splitlines()[1:])
+    refuses("has times but no emotions", "--audio", folder, "--labels", _with(table, timed), "--out", out)
+    _with(table, known)
     ends = pd.DataFrame(
         [{"file": file.name, "speaker": file.name[:3], "start": 0, "end": 9, "happy": 1} for file in sorted(folder.iterdir())]
     )

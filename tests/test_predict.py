@@ -121,6 +121,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(heard, finetuning, pre
     refuses("has frames every 0.02 s where the model reads one every 0.01 s", "--run", workdir, hop)
     csd.write(hop, "eGeMAPSv02", [("s0", frames, intervals)], {"dimension names": [f"other_{i}" for i in range(25)]})
     refuses("use the same features in the same order", "--run", workdir, hop)
+    csd.write(hop, "eGeMAPSv02", [("s0", frames[:0], intervals[:0])], {})
+    refuses("has no entry with frames", "--run", workdir, hop)
+    none = tmp_path / "none.csd"
+    csd.write(none, "rows", [("s0_0.wav", np.zeros((0, 1), np.float32), np.zeros((0, 2)))], {})
+    refuses("names no segment of s0_0.wav", "--run", workdir, wav, "--segments", none)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "_MOST", 10_000)
+        refuses("would hold s0_0.wav 40 times: take a larger --step", "--run", workdir, wav, "--window", 4, "--step", 0.1)
     out.mkdir()
     with pytest.raises(UserError, match="said exists: remove it, or give another --out"):
         run("--run", workdir, wav, "--out", out)
@@ -184,6 +192,31 @@ def test_the_segments_of_a_corpus_that_encode_wrote_can_be_asked_for(heard, tmp_
     workdir, folder = heard
     run("--run", workdir, folder / "wav", "--out", tmp_path / "said", "--segments", folder / "corpus" / "segments.csv")
     assert len(pd.read_csv(tmp_path / "said/predictions.csv")) == 15
+
+
+def test_entries_without_frames_are_left_out_and_names_that_are_none_ignored(heard, tmp_path, capsys):
+    workdir, folder = heard
+    with csd.Sequence(folder / "corpus/features.csd") as features:
+        frames, intervals = features.read("s0")
+    entries = [("$s_0$", frames, intervals), ("empty", frames[:0], intervals[:0])]
+    csd.write(tmp_path / "odd.csd", "eGeMAPSv02", entries, {"dimension names": ["same"] * 25})
+    run("--run", workdir, tmp_path / "odd.csd", "--out", tmp_path / "said", "--html", "--window", 0.001, "--step", 0.5)
+    assert pd.read_csv(tmp_path / "said/predictions.csv").recording.tolist() == ["$s_0$"]
+    assert "1 entries without frames, empty the first, which are left out" in capsys.readouterr().err
+
+
+def test_loudness_is_drawn_over_time(heard):
+    from jax_emossl import page
+    from jax_emossl.model import Recording
+
+    model = load_model(heard[0])
+    loud = model.card.frontend.names.index("Loudness_sma3")
+    starts = np.r_[0:1:0.01, 4:5:0.01]  # three seconds of nothing between
+    frames = np.zeros((len(starts), 25), np.float32)
+    frames[100:, loud] = 1
+    shape, label = page._loudness(model, Recording("x", frames, None, np.column_stack([starts, starts + 0.01])))
+    heights = [high for _, high in shape]
+    assert label == "loudness" and heights.index(1) == pytest.approx(0.8 * len(heights), abs=1)
 
 
 def test_many_recordings_are_asked_about_in_turns_with_the_same_answers(heard, tmp_path, monkeypatch):

@@ -663,6 +663,20 @@ def test_nemo(tmp_path):
     shutil.rmtree(tmp_path / "nemo")
 
 
+def test_the_hop_is_that_of_most_recordings(files):
+    frames, _ = files.entries["rec_a"]  # the first
+    files.write_features({"rec_a": (frames, grid(len(frames), 0.02))})
+    loaded = build(files)
+    assert loaded.hop == 0.01
+    assert account(loaded)["recordings whose frames are not 0.01 s apart, read as if they were"] == (1, ["rec_a (0.02 s)"])
+
+
+def test_what_a_fold_names_in_vain_is_counted_without_labels_too(files):
+    files.write_folds({**FOLDS, "train": [*FOLDS["train"], "gone"]})
+    corpus.build(files.features, "", files.folds, files.out)
+    assert account(prepared.load(files.out))["fold recordings dropped: no features"] == (1, ["gone"])
+
+
 def test_what_is_taken_for_granted_or_left_out_is_counted(files):
     files.write_labels({r: (np.ones((3, 7)), spans) for r, (_, spans) in files.label_entries.items()}, names=None)
     frames, _ = files.entries["rec_b"]

@@ -66,6 +66,9 @@ def readers(source: Path) -> dict[str, Callable[[], Float[np.ndarray, "n f"]]]:
             table = pd.read_parquet(source)
         if FILE_COLUMN not in table:
             raise UserError(f"{source} has no column '{FILE_COLUMN}' that names the recording of each frame: add it.")
+        if table[FILE_COLUMN].isna().any():
+            row = int(table[FILE_COLUMN].isna().argmax())
+            raise UserError(f"{source}, row {row}, names no recording in the column '{FILE_COLUMN}': name one, or remove the row.")
         groups = table.groupby(FILE_COLUMN, sort=True)
         return {str(name): lambda own=own: checked(own.drop(columns=FILE_COLUMN).to_numpy(), source) for name, own in groups}
     raise UserError(f"{source} is neither a folder of .npy files nor an .npz or .parquet file: give one of these.")

@@ -66,6 +66,10 @@ def build(
         members, who = read_folds(folds), read_speakers(speakers) if speakers else {}
         if who and not who.keys() & set().union(*members.values()):
             raise UserError(f"{speakers} names no recording of {folds}: check that they belong to one corpus.")
+        everyone = set(who.values())
+        for recording in set().union(*members.values()) - who.keys() if who else ():
+            if recording in everyone:
+                raise UserError(f"{speakers} has a speaker named as the recording {recording!r}, whose own it lacks: add it.")
         if who and (shared := in_several(folds, members, who)):
             are = f"{len(shared)} speakers are" if len(shared) > 1 else "1 speaker is"
             notice(f"{are} in more than one fold of {folds}, {shared[0]} the first, so results on it are not of new speakers alone.")
@@ -92,7 +96,7 @@ class _Builder:
     def __init__(self, features: list[csd.Sequence], labels: csd.Sequence | None, words: csd.Sequence | None, label_names: list[str]):
         self.features, self.labels, self.words = features[0], labels, words
         self.account, self.statistics = Account(), {}
-        self.hop: float | None = None
+        self.hops: dict[str, float] = {}
         for one, other in itertools.combinations(features, 2):
             if one.path.samefile(other.path):
                 raise UserError(f"{other.path} is given twice as features: name each file once.")
@@ -123,7 +127,7 @@ class _Builder:
     def _label_names(self, given: list[str]) -> list[str]:
         """Names of all columns of the labels."""
         path, (_, width) = self.labels.path, self.labels.shape(self.labels.ids[0])
-        names = given or _names(self.labels, width)
+        names = given or column_names(self.labels, width)
         if names is None and width == len(MOSEI_COLUMNS):
             names = list(MOSEI_COLUMNS)
             self.account.add("label columns without names, taken for CMU-MOSEI's", ", ".join(names))
@@ -177,7 +181,7 @@ class _Builder:
             synthetic=any(source.file.metadata.get("synthetic") is True for source in self.sources),
             features=tuple(self.feature_names),
             emotions=tuple(self.label_names[i] for i in self.columns),
-            hop=self.hop,
+            hop=self._hop(),
             train_statistics=train_statistics,
             statistics=self.statistics,
             train_recordings=tuple(train),
@@ -190,6 +194,17 @@ class _Builder:
         )
         prepared.write_description(corpus)
         return dict(corpus.summary)
+
+    def _hop(self) -> float | None:
+        """The hop that most recordings have, None of words; notes those of another."""
+        known = {recording: hop for recording, hop in self.hops.items() if hop}
+        if not known:
+            return None
+        usual, _ = Counter(known.values()).most_common(1)[0]
+        for recording, hop in known.items():
+            if not align.is_hop(hop, usual):
+                self.account.add(f"recordings whose frames are not {usual:g} s apart, read as if they were", f"{recording} ({hop:g} s)")
+        return usual
 
     def _told(self, members: dict[str, list[str]], speakers: dict[str, str]) -> dict:
         """Gives every recording the statistics of all that its speaker says in that fold; returns the numbers of speakers, for the summary."""
@@ -212,8 +227,9 @@ class _Builder:
         if self.labels and not number:
             self.account.add("fold recordings without labelled segments", recording)
         if recording not in self.usable:
-            if recording not in self.features and number:
-                self.account.add("labelled recordings dropped: no features", recording)
+            if recording not in self.features and (number or not self.labels):
+                what = "labelled recordings" if self.labels else "fold recordings"
+                self.account.add(f"{what} dropped: no features", recording)
             self.account.add("segments dropped: recording without usable features", recording, number)
             return
         if not self.labels:
@@ -260,10 +276,7 @@ class _Builder:
         frames, intervals, moved = align.sort_by_start(frames, intervals)
         self.account.add("recordings whose frames were sorted by start", recording, moved)
         if self.words is None and len(intervals) > 1:
-            hop = round(align.hop(intervals), 6) or None
-            self.hop = self.hop or hop
-            if hop and not align.is_hop(hop, self.hop):
-                self.account.add(f"recordings whose frames are not {self.hop:g} s apart, read as if they were", f"{recording} ({hop:g} s)")
+            self.hops[recording] = round(align.hop(intervals), 6)
         self.account.add("non-finite values, which count as the mean", recording, mark(frames))
         if len(self.sources) > 1:
             frames = np.concatenate([frames, *(self._read_beside(source, recording, intervals) for source in self.sources[1:])], 1)
@@ -310,6 +323,8 @@ def _shapes(file: csd.Sequence) -> dict[str, tuple[int, int]]:
 
 def _majority(shapes: dict[str, tuple[int, int]], file: csd.Sequence) -> int:
     """The dimension that most recordings have; UserError where that is none."""
+    if not shapes:
+        raise UserError(f"{file.path} has no entries: there is nothing to learn from.")
     dimension, _ = Counter(d for _, d in shapes.values()).most_common(1)[0]
     if dimension == 0:
         raise UserError(f"{file.path} has features of 0 dimensions: there is nothing to learn from.")
@@ -318,7 +333,7 @@ def _majority(shapes: dict[str, tuple[int, int]], file: csd.Sequence) -> int:
 
 def _feature_names(file: csd.Sequence, dimension: int) -> list[str]:
     """Those that the file gives, COVAREP's, or numbers."""
-    names = _names(file, dimension)
+    names = column_names(file, dimension)
     if names and len(set(names)) == dimension:
         return names
     if dimension == len(COVAREP_DIMENSIONS) and "covarep" in file.root.lower():
@@ -326,7 +341,7 @@ def _feature_names(file: csd.Sequence, dimension: int) -> list[str]:
     return [f"dimension_{i}" for i in range(dimension)]
 
 
-def _names(file: csd.Sequence, width: int) -> list[str] | None:
+def column_names(file: csd.Sequence, width: int) -> list[str] | None:
     """The names that a file gives to its `width` columns, if it does."""
     names = file.metadata.get("dimension names")
     sound = isinstance(names, list) and len(names) == width and all(isinstance(name, str) and name.isprintable() for name in names)

@@ -119,11 +119,12 @@ class Table:
         return cls.of(frame[[column for column in frame if column in columns]] if columns else frame, path)
 
     def _check_folds(self, where: object) -> None:
-        owner: dict[str, str] = {}
+        owner: dict[tuple[str, str], str] = {}
         for file in self.files:
-            for who in (file.speaker, file.recording):
+            for who in (("speaker", file.speaker), ("recording", file.recording)):  # who may have the same name
                 if owner.setdefault(who, file.fold) != file.fold:
-                    raise UserError(f"{where} has '{who}' in two folds, {owner[who]} and {file.fold}: a speaker belongs in one.")
+                    what, name = who
+                    raise UserError(f"{where} has the {what} '{name}' in two folds, {owner[who]} and {file.fold}: keep it in one.")
 
 
 def _entry(name: str) -> str:
