@@ -66,9 +66,10 @@ class Comparison:
         self.unit = units.pop() if len(units) == 1 else RECORDING
         self.normalised = _normalised(self.file, table["config"], self.fold, self.unit)
         self.reads_functionals = "functionals" in _reads(table["config"])
-        self.judge = (
-            "the validation fold" if first["selection"]["fold"] == "valid" else f"a quarter of the labels, of {self.unit}s of their own"
-        )
+        judges = {row["selection"]["fold"]: row["selection"]["fold"] == row["fold"] for row in self.rows}
+        self.by_reported = any(judges.values())  # whether the reported fold chose, too
+        own = {"valid": "the validation fold", "train": f"about a quarter of the labels, of {self.unit}s of their own"}
+        self.judge = ", or where a variant says so on ".join(own[fold] for fold in judges)
         self.category = "uar" in first["metrics"]
         self.classes = tuple(first["classes"])
         self.headline = ["uar", "f1_macro", "accuracy"] if self.category else ["auroc", "mae", "accuracy4"]
@@ -97,10 +98,22 @@ class Comparison:
     @property
     def source(self) -> str:
         """One line under every table and figure."""
-        rotations = "one set of folds" if len(self.rotations) == 1 else f"{len(self.rotations)} rotations of the folds"
-        rotations += " each" if len(self.parts) > 1 else ""
+        rotations = f"{self.divisions} of the folds" if self.divisions else "one set of folds"
+        rotations += " each" if len(self.parts) > 1 and " and " not in rotations else ""
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         return f"Corpus {self.corpus}, {self.fold} fold, {rotations}, {seeds}; jax_emossl {self.version}; {self.command}"
+
+    @property
+    def divisions(self) -> str:
+        """How many rotations the corpora have, one number where they have as many; nothing where each has one set of folds."""
+        numbers = [len(part.rotations) for part in self.parts]
+        alike = numbers[:1] if len(set(numbers)) == 1 else numbers
+        return f"{' and '.join(map(str, alike))} rotations" if alike != [1] else ""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether an arm has a pretrained encoder."""
+        return any(ARMS[row["arm"]].needs_pretraining for row in self.rows)
 
     @property
     def emotion_metrics(self) -> list[str]:

@@ -99,7 +99,8 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     **dict.fromkeys(("train.learning_rate", "compare.learning_rates"), (0, 1e30)),
     **dict.fromkeys(("train.share", "train.b2"), (0, 1)),
     **dict.fromkeys(("seed", "train.most_steps", "train.probe_steps", "train.warmup_steps"), (0, _MOST)),
-    **dict.fromkeys(("num_labels", "compare.label_counts", "train.crop", "train.patience"), (0, _ANY)),
+    **dict.fromkeys(("num_labels", "compare.label_counts", "train.patience"), (0, _MOST)),
+    "train.crop": (0, 1e6),
     **dict.fromkeys(("data.norm_prior", "emotion.standards_prior"), (0, _ANY)),
     **dict.fromkeys(("train.eval_every", "train.log_every"), (1, _ANY)),
     **_shape("transformer", "heads"),
@@ -108,6 +109,8 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     **_shape("modalities", "heads", "conv_layers", "channels", "kernel"),
     "modalities.groups": (),
 }
+
+_ONCE = ("compare.arms", "compare.strategies", "compare.learning_rates", "compare.regularisations")
 
 
 def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> list[str]:
@@ -174,8 +177,9 @@ def part(config: ml_collections.ConfigDict, group: str, **fields: Any) -> ml_col
 
 def _pretrained_on(data: dict[str, Any], names: str) -> dict[str, Any]:
     """`config.data` of a pretraining on corpora joined by +, `own` being the comparison's, which comes first."""
-    others = [name for name in dict.fromkeys(names.split("+")) if name not in ("own", data["corpus"])]
-    if "own" in names.split("+") or not others:
+    own, named = {"own", data["corpus"]}, dict.fromkeys(names.split("+"))
+    others = [name for name in named if name not in own]
+    if own & named.keys() or not others:
         return data | {"corpus": "+".join([data["corpus"], *others])}
     return data | dict.fromkeys(corpora.OWN, "") | {"corpus": "+".join(others)}
 
@@ -250,10 +254,35 @@ def check(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> Non
     if config.task == "compare":
         _check_variants(config.compare.variants)
         runs = [varied(config, name, changes, data) for name, changes in config.compare.variants for data in corpora.targets(config.data)]
+        for run in runs:
+            _check_compared(run)
+        if len({run.compare.fold for run in runs}) > 1:
+            raise UserError("compare.variants set compare.fold to different folds, of which a report has one: run them apart.")
+    elif config.task == "train" and "strategy" in config.train:
+        _check_probe("train", config.train, config.train.strategy)
     for name in given:
         reasons = [_unread(run).get(name) for run in runs]
         if all(reasons):
             notice(f"{name} is given, but nothing reads it: {reasons[0]}.")
+
+
+def _check_compared(config: ml_collections.ConfigDict) -> None:
+    """One variant of a comparison: what its fields say together."""
+    compare = config.compare
+    for strategy in compare.strategies if any(ARMS[arm].mechanism == "tuned" for arm in compare.arms) else ():
+        _check_probe("finetune.train", config.finetune.train, strategy)
+    if compare.pretrainings > compare.seeds:
+        raise UserError(
+            f"compare.pretrainings is {compare.pretrainings}, but {compare.seeds} seeds take turns with them: raise compare.seeds."
+        )
+
+
+def _check_probe(group: str, train: ml_collections.ConfigDict, strategy: str) -> None:
+    if strategy == "probe-then-full" and train.probe_steps >= train.steps:
+        raise UserError(
+            f"{group}.probe_steps is {train.probe_steps} of {train.steps} steps, so that the encoder would never be trained: "
+            "lower it, or choose another strategy."
+        )
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
@@ -302,6 +331,8 @@ def _check_value(name: str, key: str, values: Sequence) -> None:
         allowed = _modules(allowed)
     if not values and key.startswith("compare."):
         raise UserError(f"{name} is empty: name at least one.")
+    if key in _ONCE and (twice := [value for value in values if values.count(value) > 1]):
+        raise UserError(f"{name} names {twice[0]} twice: name each once.")
     for value in values if allowed else ():
         if isinstance(allowed[0], str):
             if value not in allowed:
@@ -386,6 +417,9 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     arms, strategies = [ARMS[name] for name in config.compare.arms], config.compare.strategies
     if not any(arm.needs_pretraining for arm in arms):
         unread |= {name: "no arm in compare.arms is pretrained" for name in fields if name.startswith("pretrain.")}
+    elif Path(config.compare.pretrain_on, "card.json").is_file():
+        why = f"compare.pretrain_on is {config.compare.pretrain_on}, which is trained"
+        unread |= {name: why for name in fields if name.startswith("pretrain.") or name == "compare.pretrainings"}
     if "probe-then-full" not in strategies:
         unread["finetune.train.probe_steps"] = "compare.strategies lacks probe-then-full"
     tuned = any(arm.mechanism == "tuned" for arm in arms)

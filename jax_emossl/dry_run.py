@@ -42,13 +42,13 @@ def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
     if config.task == "evaluate":
         return [*lines, f"reads {config.init_from} and its corpus, or the one named; trains nothing; writes {workdir}"]
     jobs: collections.Counter[str] = collections.Counter()
-    seconds = memory = 0.0
+    seconds, memory, known = 0.0, 0.0, set()
     for target in corpora.targets(config.data) if config.task == "compare" else [{}]:
         for own in corpora.split(ml_collections.ConfigDict({**config.data, **target})):
             line, sizes = _read(own)
             size = _size(config, sizes)
             lines += [f"reads {line}", f"  {placement(own.resident, size, config.task == 'compare')}"]
-        for what, number, own in _trainings(config, target, sizes.folds["train"][0]):
+        for what, number, own in _trainings(config, target, sizes.folds["train"][0], known):
             piece = f"{own.train.crop:g} s" if own.train.crop else "a whole segment"
             jobs[f"{what} of {own.train.steps} steps of {own.train.batch_size} x {piece}"] += number
             data = size if is_resident(own.data.resident, size, what == "fine-tuning") else 0
@@ -83,22 +83,30 @@ def _read(data: ml_collections.ConfigDict) -> tuple[str, _Sizes]:
 
 
 def _trainings(
-    config: ml_collections.ConfigDict, target: dict[str, str], available: int
+    config: ml_collections.ConfigDict, target: dict[str, str], available: int, known: set[str]
 ) -> Iterator[tuple[str, int, ml_collections.ConfigDict]]:
-    """Kind, number and config of the trainings on one division into folds."""
+    """Kind, number and config of the trainings on one division into folds; `known` keeps those that other variants and divisions share."""
+
+    def new(*parts: object) -> bool:
+        size = len(known)
+        known.add(repr(parts))
+        return len(known) > size
+
     if config.task != "compare":
         yield "training", 1, config
         return
     for variant, changes in config.compare.variants:
         own = fields.varied(config, variant, changes, target)
         grid, arms = own.compare, [ARMS[name] for name in own.compare.arms]
-        yield "pretraining", grid.pretrainings * any(arm.needs_pretraining for arm in arms), fields.part(own, "pretrain")
-        cells = sum(arm.mechanism == "tuned" for arm in arms) * grid.seeds
-        points = len(fields.trained_points(grid))
+        pretraining, points = fields.part(own, "pretrain"), fields.trained_points(grid)
+        trains = any(arm.needs_pretraining for arm in arms) and not Path(grid.pretrain_on, "card.json").is_file()
+        yield "pretraining", grid.pretrainings * (trains and new(pretraining.to_json_best_effort())), pretraining
         for budget in (budget for budget in grid.label_counts if num_labels(budget, available) <= available):
             training = fields.part(own, "finetune")
+            alike = training.to_json_best_effort(), points, grid.validation, grid.seeds, budget
+            made = [arm for arm in arms if arm.mechanism == "tuned" and (arm.needs_pretraining or new(arm.name, *alike))]
             training.train = fields.stretched(training.train, num_labels(budget, available))
-            yield "fine-tuning", cells * points, training
+            yield "fine-tuning", len(made) * grid.seeds * len(points), training
 
 
 def _size(config: ml_collections.ConfigDict, sizes: _Sizes) -> float:

@@ -47,7 +47,7 @@ def context(experiment: Experiment, valid: Segments | None) -> str:
     synthetic = " (SYNTHETIC)" if experiment.synthetic else ""
     frontend, standards_prior = experiment.frontend, getattr(experiment.objective, "standards_prior", math.inf)
     by = normalisation.words(frontend.by, "test", frontend.prior, standards_prior, unit=experiment.unit)
-    judge = "a quarter of the labels"
+    judge = "about a quarter of the labels"
     if valid is not None:
         judge = f"the validation fold: {len(valid)} segments of {len(set(valid.recordings))} {experiment.unit}s"
     return f"Corpus {experiment.name}{synthetic}. Steps and thresholds are chosen on {judge}.\nFeatures and pooled statistics are normalised {by}."

@@ -67,7 +67,7 @@ def learning_curve(c: Comparison, variant: str, metric: str) -> Figure:
     lowest.minorticks_off()
     lowest.set_xlabel("labelled training segments")
     axes.set_ylabel(FULL_NAMES[metric] + (" (lower is better)" if metric in LOWER_IS_BETTER else ""))
-    rotations = f", {len(c.rotations)} rotations" if len(c.rotations) > 1 else ""
+    rotations = f", {c.divisions}" if c.divisions else ""
     axes.set_title(f"{c.corpus}, {c.fold} fold{rotations}, {len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}", fontsize=10)
     said = [sum(own, []) for own in zip(*(own.get_legend_handles_labels() for own in panels[:, 0]), strict=True)]
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.38 if pairs else -0.14)}  # below: it hides nothing

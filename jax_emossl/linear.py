@@ -14,8 +14,6 @@ from jax_emossl.averaging import alike, averaged
 from jax_emossl.objectives import LabelledObjective, assess
 from jax_emossl.study import Answer, Cell, Study
 
-_ABSENT = -1e3  # log probability of a class without a label
-
 Vectors = Float[np.ndarray, "s p"]
 Labels = Float[np.ndarray, "s e"]
 
@@ -72,7 +70,7 @@ def read_out(objective: LabelledObjective, vectors: Vectors, labels: Labels, str
         log_probability = model.fit(vectors, target).predict_log_proba if len(known) > 1 else lambda x: 0
 
     def scores(x: Vectors) -> np.ndarray:
-        made = np.full((len(x), len(objective.classes)), _ABSENT)
+        made = np.full((len(x), len(objective.classes)), -np.log(2 * len(labels)))  # of a class without a label: half a time was one
         made[:, known] = log_probability(x)
         return made
 

@@ -34,7 +34,7 @@ from jax_emossl.significance import Estimate
 def write(out: Path) -> str:
     """Remakes the whole report; returns its first table, first differences, and where the rest lies. UserError without a sound comparison."""
     c = Comparison(out)
-    title = f"What pretraining buys on {c.corpus}"
+    title = f"{'What pretraining buys' if c.pretrained else 'Labels and scores'} on {c.corpus}"
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("jax_emossl"), autoescape=jinja2.select_autoescape(), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

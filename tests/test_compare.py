@@ -227,6 +227,7 @@ def test_label_counts_beyond_the_fold_are_left_out_with_a_notice(comparison_conf
     [
         ({"label_counts": (37, 1000)}, "Every one of compare.label_counts is beyond the 36 labelled segments"),
         ({"label_counts": (12, 1), "validation": "budget"}, "compare.validation is budget, but the 1 labels are of one recording"),
+        ({"label_counts": (12, 2), "validation": "budget"}, r"the 1 of 2 labels that validate \(seed 0\) do not define auroc"),
         ({"variants": (("x", (("data.nonsense", 1),)),)}, "'x' sets data.nonsense, which is no field"),
         ({"variants": (("x", (("data.clip", "wide"),)),)}, "'x' sets data.clip, which is no field or not of this type"),
     ],
@@ -276,6 +277,21 @@ def test_rotations_and_variants_are_pretrained_and_compared_apart(comparison_con
             assert set(json.loads((pretraining / "card.json").read_text())["recordings"]) == set(
                 folds["train" if rotation == "a" else "test"]
             )
+
+
+def test_a_label_count_that_one_rotation_lacks_is_left_out_of_all(comparison_config, demo_files, tmp_path, no_report, capsys):
+    config = comparison_config.copy_and_resolve_references()
+    folds = json.loads((demo_files / "folds.json").read_text())
+    few = {"train": folds["test"], "valid": folds["valid"], "test": folds["train"]}
+    for name, own in (("a", folds), ("b", few)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+    config.data.prepared, config.data.corpus = "", "demo"
+    config.data.features, config.data.labels = (str(demo_files / f"DEMO_{name}.csd") for name in ("COVAREP", "Labels"))
+    config.data.folds = f"{tmp_path / 'a.json'},{tmp_path / 'b.json'}"
+    config.compare.update({"arms": ("functionals",), "label_counts": (12, 30), "seeds": 1})
+    rows = compare.run(config, tmp_path)
+    assert {(row["folds"], row["budget"]) for row in rows if row["arm"] != "constant"} == {("a", 12), ("b", 12)}
+    assert "the label count 30 is left out, since another rotation has fewer segments" in capsys.readouterr().err
 
 
 def test_the_pretraining_of_a_comparison_is_a_run_of_its_own(comparison):

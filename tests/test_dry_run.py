@@ -56,6 +56,20 @@ def test_variants_and_rotations_count(described, demo_files):
     assert "trains 80 x fine-tuning of 300 steps of 32 x 8 s" in bounded
 
 
+def test_what_variants_share_is_counted_once(described, trained, tiny_config):
+    heads = (("categories", ()), ("intensities", (("finetune.objective.head", "intensity"),)))
+    lines = described("configs.quickstart", {"compare.variants": heads})
+    assert "trains 1 x pretraining of 600 steps of 64 x 3.84 s" in lines and "trains 32 x fine-tuning of 120 steps of 32 x 8 s" in lines
+    spans = (("long", ()), ("short", (("pretrain.objective.span", 0.2),)))
+    lines = described("configs.quickstart", {"compare.variants": spans})
+    assert "trains 2 x pretraining of 600 steps of 64 x 3.84 s" in lines
+    assert "trains 24 x fine-tuning of 120 steps of 32 x 8 s" in lines  # scratch is the same
+
+
+def test_a_pretraining_that_is_there_is_not_counted(described, pretraining):
+    assert not any("pretraining of" in line for line in described("configs.quickstart", {"compare.pretrain_on": str(pretraining)}))
+
+
 def test_without_an_arm_that_reads_it_nothing_is_pretrained(described):
     lines = described("configs.quickstart", {"compare.arms": ("scratch", "functionals")})
     assert [line for line in lines if line.startswith("trains")] == [

@@ -50,6 +50,7 @@ def test_classes_without_a_label_are_never_answered(known):
     assert {objective.classes[i] for i in scores.argmax(1)} <= set(EMOTIONS[:known])
     report, _ = objective.evaluate({"scores": scores[few]}, labels[few], {"scale": 1.0})
     assert report["accuracy"] > 0.99
+    assert objective.calibrate({"scores": scores}, labels)["scale"] > 0.02  # though validation has classes that it cannot tell
 
 
 class Study:

@@ -173,6 +173,30 @@ def test_a_report_of_the_validation_fold_says_so(changed, undrawn):
     assert "demo (SYNTHETIC), validation fold" in text and "read functionals of the whole segment" not in text
 
 
+def test_a_fold_that_chose_nothing_is_not_called_optimistic(changed, undrawn):
+    def within(table):
+        for row in table["runs"]:
+            row["fold"] = "valid"
+            if row["selection"]:
+                row["selection"]["fold"] = "train"
+
+    out = changed(within)
+    report.write(out)
+    text = " ".join((out / "report.md").read_text().split())
+    assert "are chosen on about a quarter of the labels, of recordings of their own" in text and "optimistic" not in text
+    assert "The reported fold chose nothing but a pretraining's step, by its loss without labels, and was scored once per cell" in text
+
+
+def test_a_report_without_a_pretrained_arm_does_not_speak_of_one(changed, undrawn):
+    def functionals(table):
+        table["runs"] = [row for row in table["runs"] if row["arm"] in ("scratch", "constant")]
+
+    out = changed(functionals)
+    report.write(out)
+    text = (out / "report.md").read_text()
+    assert text.startswith("# Labels and scores on demo") and "The pretraining has" not in text
+
+
 def test_trainings_that_left_no_evaluations_have_no_curves(changed, undrawn):
     out = changed(lambda table: [row["selection"].pop("evaluations") for row in table["runs"] if row["selection"]])
     report.write(out)

@@ -169,7 +169,7 @@ def test_two_corpora_are_compared_each_alone_and_both_together(pair, tmp_path):
     assert value == pytest.approx((east.estimate("", "frozen", 6, "uar").value + west.estimate("", "frozen", 6, "uar").value) / 2)
     assert both.recordings == 4 and both.budget_name(0) == "all" and east.budget_name(0) == "all (12)"
     page = (tmp_path / "run" / "report.md").read_text()
-    assert "What pretraining buys on east + west" in page and "within each corpus (every recording weighs the same)" in page
+    assert "What pretraining buys on east + west" in page and "within each corpus (whose scores weigh by its number of recordings)" in page
     assert {f"tables/uar{end}.csv" for end in ("", "_east", "_west")} <= {
         str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").glob("tables/*.csv")
     }
@@ -184,7 +184,7 @@ def test_two_corpora_are_compared_each_alone_and_both_together(pair, tmp_path):
 
 def test_sources_of_pretraining_are_variants_and_what_reads_none_is_answered_once(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write", lambda _: "")
-    sources = ("own", "others", "own+others")
+    sources = ("own", "others", "own+others", "west+east")
     pair.compare.update({"variants": tuple((name, (("compare.pretrain_on", name),)) for name in sources), "label_counts": (6,), "seeds": 1})
     rows = run(pair, tmp_path / "run")
     seen = {}
@@ -195,13 +195,13 @@ def test_sources_of_pretraining_are_variants_and_what_reads_none_is_answered_onc
         ("own", "west"): "west",
         ("own+others", "east"): "east+west",
         ("own+others", "west"): "west+east",
-    }  # fmt: skip  for the others', each has the other's own already
+    }  # fmt: skip  for the others', each has the other's own already, and for both by name those of own and others
     assert results.read(tmp_path / "run" / results.RESULTS_FILE)["runs"] == rows
     for corpus in ("east", "west"):
         own = {row["variant"]: row for row in rows if (row["arm"], row["corpus"]) == ("random", corpus)}
         assert own.keys() == set(sources) and len({row["predictions"] for row in own.values()}) == 1
         frozen = {row["variant"]: row["predictions"] for row in rows if (row["arm"], row["corpus"]) == ("frozen", corpus)}
-        assert len(set(frozen.values())) == 3
+        assert len(set(frozen.values())) == 4 and frozen.keys() == set(sources)
 
 
 def test_a_pretraining_that_is_there_can_be_compared(small, pair, tmp_path, monkeypatch):

@@ -46,14 +46,15 @@ def choose(labels: Float[np.ndarray, "s e"], num_labels: int, seed: int) -> Int[
 
 
 def held_out(recordings: Sequence[str], seed: int) -> Bool[np.ndarray, "n"]:
-    """Which of a budget's segments validate: those of random recordings that hold a quarter of them, or the fewest above; UserError with one."""
+    """Which of a budget's segments validate: those of recordings that, in random order, bring them nearer to a quarter; UserError with one."""
     names = sorted(set(recordings))
     if len(names) < 2:
         raise UserError(
             f"compare.validation is budget, but the {len(recordings)} labels are of one recording, or speaker: raise compare.label_counts, or give fold."
         )
-    drawn, taken = np.random.default_rng((seed, 1)).permutation(names), np.zeros(len(recordings), bool)
-    for name in drawn[:-1]:
-        if taken.sum() < _VALIDATES * len(recordings):
-            taken |= np.asarray(recordings) == name
+    wanted, taken = _VALIDATES * len(recordings), np.zeros(len(recordings), bool)
+    for name in np.random.default_rng((seed, 1)).permutation(names):
+        own = np.asarray(recordings) == name
+        if abs(taken.sum() + own.sum() - wanted) <= abs(taken.sum() - wanted):
+            taken |= own
     return taken

@@ -18,7 +18,6 @@ from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora, label_budget
 from jax_emossl.data.folds import check_tested_once
 from jax_emossl.data.indices import Selection
-from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment, build, check_held_out, require
 from jax_emossl.objectives.emotion import category_names
@@ -39,6 +38,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     processes.check_alike(lambda: {"data.folds": targets})
     with processes.as_one():
         plans = [_Plan.make(config, out, variant, data, known) for variant in config.compare.variants for data in targets]
+        plans = _at_the_same_counts(plans)
         _check_tested_once(plans, config.compare.fold)
         _check_classes(plans)
     for plan in plans:
@@ -108,7 +108,7 @@ class _Plan:
         require(experiment.corpus, config.compare.fold)
         cells = _cells(config, rotation, len(experiment.corpus.fold("train")))
         if config.compare.validation == "budget":
-            _check_budgets(cells, experiment.corpus)
+            _check_budgets(cells, experiment)
         first = out / "pretrain" / name / (corpora.short(data["corpus"]) if "+" in whole.data.corpus else "") / rotation
         source = config.compare.pretrain_on
         pretrainings = [configs.part(config, "pretrain", seed=config.seed + k) for k in range(config.compare.pretrainings)]
@@ -163,6 +163,11 @@ class _Plan:
         corpus = self.unpretrained.corpus
         fold = corpus.fold("train")
         return len(fold.frames) * corpus.frame_seconds / len(fold)
+
+    @property
+    def place_of_all(self) -> tuple[str, str]:
+        """Its variant and corpus, which its rotations share."""
+        return self.variant, self.unpretrained.name
 
     @property
     def place(self) -> Path:
@@ -269,6 +274,19 @@ def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> 
     return [Cell("constant", 0, config.seed), *(Cell(*own) for own in itertools.product(grid.arms, budgets, seeds))]
 
 
+def _at_the_same_counts(plans: Sequence[_Plan]) -> list[_Plan]:
+    """Without the label counts that some rotation of a plan's corpus leaves out, so that every count is answered on all its recordings."""
+    counts: dict[tuple[str, str], set[float]] = {}
+    for plan in plans:
+        own = {cell.budget for cell in plan.cells}
+        counts[plan.place_of_all] = counts.get(plan.place_of_all, own) & own
+    made = [dataclasses.replace(plan, cells=[cell for cell in plan.cells if cell.budget in counts[plan.place_of_all]]) for plan in plans]
+    for plan, left in zip(plans, made, strict=True):
+        if lost := sorted({cell.budget for cell in plan.cells} - {cell.budget for cell in left.cells}):
+            notice(f"{plan.words or plan.rotation}: the label count {lost[0]:g} is left out, since another rotation has fewer segments.")
+    return made
+
+
 def _check_tested_once(plans: Sequence[_Plan], fold: str) -> None:
     """Refuses rotations that report the same recording, as the report in the end would."""
 
@@ -297,13 +315,20 @@ def _check_classes(plans: Sequence[_Plan]) -> None:
             )
 
 
-def _check_budgets(cells: Sequence[Cell], corpus: Corpus) -> None:
+def _check_budgets(cells: Sequence[Cell], experiment: Experiment) -> None:
     """Refuses cells whose labels are too few to hold their own validation, as their answers would."""
+    corpus, objective = experiment.corpus, experiment.objective
     train = corpus.fold("train")
     units = corpus.units(train.recordings)
     for budget, seed in sorted({(cell.budget, cell.seed) for cell in cells}):
         chosen = label_budget.choose(train.labels, num_labels(budget, len(train)), seed)
-        label_budget.held_out([units[i] for i in chosen], seed)
+        judges = chosen[label_budget.held_out([units[i] for i in chosen], seed)]
+        report, _ = objective.constant(train.labels[judges], train.labels)
+        if report[objective.selection] is None:
+            raise UserError(
+                f"compare.validation is budget, but the {len(judges)} of {len(chosen)} labels that validate (seed {seed}) do not define "
+                f"{objective.selection}: raise compare.label_counts, or give fold."
+            )
 
 
 def _illustrate(study: Study, plan: _Plan) -> None:
