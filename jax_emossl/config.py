@@ -152,6 +152,8 @@ def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> l
 
 def _encoder_of(run: str) -> dict[str, Any]:
     """`config.model` of the run in this folder; nothing where it cannot be read, of which whoever starts from it tells."""
+    if not run:
+        return {}
     try:
         own = dict(json.loads(Path(run, "card.json").read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -297,6 +299,14 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{name} is '{fields[name]}', but this config lacks {lacking[0]}: take one that is made for it.")
         if twice := [part for part in parts if parts.count(part) > 1]:
             raise UserError(f"{name} is '{fields[name]}', which names {twice[0]} twice: name it once, and give its weight.")
+        train = name.removesuffix("objective.name") + "train."
+        cut = fields.get(f"{train}accumulate", 1)
+        if len(parts) > 1 and cut > 1:
+            raise UserError(f"{train}accumulate is {cut}, but weights compare means of whole batches in {name}='{fields[name]}': give 1.")
+        if "agreement" in parts and fields[f"{train}batch_size"] // cut < 2:
+            raise UserError(
+                f"{train}batch_size is {fields[f'{train}batch_size']} in {cut} parts, but agreement compares segments: raise it."
+            )
     for name, value in fields.items():
         if not name.endswith("objective.name"):
             _check_value(name, _key(fields, name), value if isinstance(value, tuple | list) else (value,))

@@ -21,6 +21,7 @@ from jax_emossl.loop import Member, run_keys
 from jax_emossl.objectives import Batch, Objective, Params
 from jax_emossl.optimizer import Rates
 
+_DURATIONS = ("pool", "stack")  # of a model step, which an encoder is made for
 _FREE = ("dtype", "remat")  # how a model is computed, not what it is: a fine-tuning may do it otherwise
 
 
@@ -119,6 +120,10 @@ class Experiment:
     def params(self) -> Params:
         """Initial parameters (NumPy), with the encoder it starts from."""
         params = jax.device_get(_init(self.objective, run_keys(self.config.seed)[0], example(self.frontend)))
+        if self.encoder is not None and checkpoint.shapes(self.encoder) != checkpoint.shapes(params["encoder"]):
+            raise UserError(
+                f"{self.config.init_from} holds an encoder of other shapes than this config makes on {self.name}: pretrain anew."
+            )
         return params if self.encoder is None else {**params, "encoder": self.encoder}
 
     def member(self, train: Segments, valid: Segments, background: Segments) -> Member:
@@ -182,8 +187,9 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Params
     own, settings = Frontend.make(config.data, corpus).settings(), card.frontend.settings()
     for field, value in settings.items():
         if not (own[field] == value or isinstance(value, float) and math.isclose(own[field], value)):
-            notice(f"data.{field}={value} is the checkpoint's and takes the place of the config's {config.data[field]}.")
-    carry(card, config.data, corpus, source)
+            how = "and takes the place of the config's" if field in _DURATIONS else "but the config's stands,"
+            notice(f"data.{field}={value} is the checkpoint's {how} {config.data[field]}.")
+    carry(card, {field: settings[field] for field in _DURATIONS}, config.data, corpus, source)
     if card.corpus != corpus.name:
         notice(
             f"features are normalised toward the training fold of {corpus.name}; the encoder was pretrained on {card.corpus}, toward its own."
@@ -191,13 +197,13 @@ def _transfer(config: ml_collections.ConfigDict, corpus: Corpus) -> tuple[Params
     return checkpoint.load_best(source).variables["params"]["encoder"], card
 
 
-def carry(card: Card, data: ml_collections.ConfigDict, corpus: Corpus, source: Path) -> None:
-    """Takes a run's durations over into `data`, for a corpus.
+def carry(card: Card, settings: dict, data: ml_collections.ConfigDict, corpus: Corpus, source: Path) -> None:
+    """Takes some of the settings of a run's frontend over into `data`, for a corpus.
 
     Raises UserError where the features differ, or so long a hop that a model step would have another number of them.
     """
     card.frontend.check_features(corpus.features, source)
-    data.update(card.frontend.settings())
+    data.update(settings)
     frontend = Frontend.make(data, corpus)
     if frontend.dimension != card.frontend.dimension:
         raise UserError(

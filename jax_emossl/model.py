@@ -32,7 +32,7 @@ from jax_emossl.data.indices import padded_length
 from jax_emossl.data.prepared import Corpus, Fold
 from jax_emossl.data.statistics import Statistics, mark, voiced_frames
 from jax_emossl.errors import UserError
-from jax_emossl.objectives import LabelledObjective, Params, Variables
+from jax_emossl.objectives import Batch, LabelledObjective, Params, Variables
 from jax_emossl.predictor import predict
 from jax_emossl.representation import represent
 
@@ -98,7 +98,9 @@ class Model:
         """Writes weights (`safetensors`: nothing in them is ever executed) and all that belongs to them."""
         table = {"format": FORMAT, "version": __version__, "card": self.card.to_json(), "objective": self.objective}
         (folder / CONFIG).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
-        weights = {name: np.ascontiguousarray(array) for name, array in _flat(self.variables).items()}
+        constants = self.variables["constants"]  # of recordings, and of the loss, but for what answers read
+        kept = {"params": self.variables["params"], "constants": {"overall": constants["overall"]} if self.card.head else {}}
+        weights = {name: np.ascontiguousarray(array) for name, array in _flat(kept).items()}
         (folder / WEIGHTS).write_bytes(save(weights))
 
     def checked(self, source: Path) -> Self:
@@ -111,13 +113,21 @@ class Model:
             else:
                 wanted = jax.eval_shape(lambda: self._encoder.init(jax.random.key(0), batch["features"], batch["num_steps"]))["params"]
                 own = self.variables["params"]["encoder"]
-        except (*NOT_A_CARD, ImportError) as error:
+            fits = checkpoint.shapes(own) == checkpoint.shapes(wanted)
+            if fits and self.card.head:
+                scores = jax.eval_shape(self._scores, self.variables, batch)
+                self.answer(np.zeros(scores.shape, np.float32))
+        except (*NOT_A_CARD, ArithmeticError, ImportError) as error:
             raise UserError(
                 f"{source} does not describe a model of this version ({type(error).__name__}): train or share it anew."
             ) from error
-        if checkpoint.shapes(own) != checkpoint.shapes(wanted):
+        if not fits:
             raise UserError(f"{source} holds weights of other shapes than this version makes of its config: train or share it anew.")
         return self
+
+    def _scores(self, variables: Variables, batch: Batch) -> Float[Array, "1 c"]:
+        """Of one row alone."""
+        return self.trained.finish(variables, self.trained.predict(variables, batch), np.zeros((1, 3), np.int32))["scores"]
 
     @functools.cached_property
     def _encoder(self):

@@ -65,7 +65,7 @@ class Optimizer:
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
             optax.scale_by_adam(b2=self.b2),
-            optax.add_decayed_weights(self.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+            optax.add_decayed_weights(self.weight_decay, mask=lambda params: jax.tree_util.tree_map_with_path(_decays, params)),
         )
 
     def step_sizes(self, rates: Rates, step: Int[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -89,3 +89,8 @@ class Optimizer:
             for name, subtree in direction.items()
         }
         return optax.apply_updates(params, updates), opt_state
+
+
+def _decays(path: tuple, leaf: Array) -> bool:
+    """Whether a parameter is a weight matrix; a bias may have an axis for heads."""
+    return leaf.ndim > 1 and path[-1].key not in ("bias", "scale")

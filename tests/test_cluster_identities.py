@@ -124,9 +124,14 @@ def test_the_clusters_are_kept_with_the_run_and_an_evaluation_takes_them(tiny_co
     asked.init_from = str(folder)
     again = evaluate.run(asked, tmp_path)
     assert again[0]["metrics"] == [row["metrics"] for row in rows if row["fold"] == "test"][0]
+    refusal = "learned cluster_identities of the recordings of .*, which no other corpus or division has: evaluate it without data"
+    with pytest.raises(UserError, match=refusal):  # other folds have other recordings at its places
+        again = asked.copy_and_resolve_references()
+        again.data.prepared = config.data.prepared
+        evaluate.run(again, tmp_path)
     card = json.loads((folder / "card.json").read_text())
     (folder / "card.json").write_text(json.dumps(card | {"corpus": "another"}))
-    with pytest.raises(UserError, match="learned cluster_identities of another, whose targets no other corpus has"):
+    with pytest.raises(UserError, match=refusal):
         evaluate.run(asked, tmp_path)
 
 

@@ -151,6 +151,8 @@ BAD = [
     ("combined", {"objective.name": "agreement+"}, "objective.name is '': choose one of agreement, alteration"),
     ("combined", {"objective.name": "teacher+teacher"}, "'teacher.teacher', which names teacher twice: name it once"),
     ("combined", {"objective.name": "agreement+emotion"}, "'agreement.emotion', but this config lacks emotion.reads"),
+    ("combined", {"train.accumulate": 2}, "train.accumulate is 2, but weights compare means of whole batches"),
+    ("agreement", {"train.batch_size": 4, "train.accumulate": 4}, "train.batch_size is 4 in 4 parts, but agreement compares segments"),
     ("combined", {"objective.agreement.weight": 0.0}, "objective.agreement.weight is 0.0, but must lie between 1e-06"),
     ("combined", {"objective.teacher.decay": 1.5}, "objective.teacher.decay is 1.5, but must lie between 0 and 1"),
     ("agreement", {"objective.together": 1}, "objective.together is 1, but must lie between 2"),

@@ -107,8 +107,9 @@ def test_durations_move_with_the_encoder_and_the_training_fold_normalises(tiny_c
     (folder / "corpus.json").write_text(json.dumps(other))
     experiment = build(tiny_config("finetune", {"data.prepared": str(folder), "data.norm_prior": 7.0}, init_from=str(pretraining)))
     own = Statistics.from_json(other["statistics"]["train"])
-    assert experiment.frontend.to_json() == Frontend(demo_corpus.features, own, 180.0, 5.0, 2, 8, 0.01, "recording", 8).to_json()
+    assert experiment.frontend.to_json() == Frontend(demo_corpus.features, own, 7.0, 5.0, 2, 8, 0.01, "recording", 8).to_json()
     told = capsys.readouterr().err
+    assert "data.norm_prior=180.0 is the checkpoint's but the config's stands, 7.0" in told
     assert "features are normalised toward the training fold of other; the encoder was pretrained on demo, toward its own" in told
 
 

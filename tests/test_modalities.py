@@ -78,7 +78,7 @@ def test_each_file_of_a_corpus_is_a_group_of_a_runs_encoder_and_of_its_card(demo
     for i in (lacking.argmin(), lacking.argmax()):
         steps = segments.steps(i).reshape(-1, 77)
         assert np.isfinite(steps).all() and steps[:, :74].any() and steps[:, 74:].any() != lacking[i]
-    assert experiment.params()["encoder"]["OpenFace_2.0_projection"]["kernel"].shape == (config.model.channels, 8)
+    assert experiment.params()["encoder"]["group_1_projection"]["kernel"].shape == (config.model.channels, 8)
 
 
 def test_a_groups_convolutions_see_its_own_features_in_every_frame_of_a_step():
@@ -86,8 +86,8 @@ def test_a_groups_convolutions_see_its_own_features_in_every_frame_of_a_step():
     features = np.random.default_rng(0).normal(size=(2, 6, 6)).astype(np.float32)  # steps of two frames
     num_steps = np.array([6, 4])
     params = jax.jit(encoder.init)(jax.random.key(0), features, num_steps)
-    assert params["params"]["a_conv_0"]["Conv_0"]["kernel"].shape == (3, 4, 4)
-    assert params["params"]["b_conv_0"]["Conv_0"]["kernel"].shape == (3, 2, 4)
+    assert params["params"]["group_0_conv_0"]["Conv_0"]["kernel"].shape == (3, 4, 4)
+    assert params["params"]["group_1_conv_0"]["Conv_0"]["kernel"].shape == (3, 2, 4)
     apply = jax.jit(encoder.apply)
     before = apply(params, features.copy(), num_steps).layers
     assert [layer.shape for layer in before] == [(2, 6, 16)] * 2

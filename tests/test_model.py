@@ -1,5 +1,6 @@
 """A trained model for use: the numbers of the run, whatever it is asked beside, and again from a shared folder."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from jax_emossl import evaluation, load_model, objectives, portable, results, share, workdir
 from jax_emossl.data import csd, functionals
@@ -172,6 +173,27 @@ def _edit(folder, **changes):
     (folder / "config.json").write_text(json.dumps(table))
 
 
+def _weights(folder, kept):
+    weights = {name: array for name, array in load_file(folder / "model.safetensors").items() if kept(name)}
+    save_file(weights, folder / "model.safetensors")
+
+
+def test_nothing_of_any_one_recording_is_shared(shared, pretraining, tmp_path):
+    names = load_file(shared / "model.safetensors").keys()
+    assert {name for name in names if name.startswith("constants")} == {"constants/overall/location", "constants/overall/scale"}
+    share.run([str(pretraining), "--out", str(tmp_path / "encoder")])
+    assert not any(name.startswith("constants") for name in load_file(tmp_path / "encoder" / "model.safetensors"))
+
+
+def test_the_card_says_by_what_the_model_is_normalised(model):
+    causal = dataclasses.replace(
+        model, card=dataclasses.replace(model.card, frontend=dataclasses.replace(model.card.frontend, by="causal"))
+    )
+    cards = [share._card(own, "x", "unknown", "").replace("\n", " ") for own in (model, causal)]
+    assert "with the weight n/(n + 180)" in cards[0] and "n of them with the weight n/(n + 40)" in cards[0]
+    assert "(causal)" in cards[1] and "n/(n + 180)" not in cards[1]
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -183,6 +205,10 @@ def _edit(folder, **changes):
         (lambda f: _edit(f, card__model__name="oracle"), "does not describe a model of this version"),
         (lambda f: _edit(f, objective__name="os"), "does not describe a model of this version"),
         (lambda f: _edit(f, card__head="tail"), "does not describe a model of this version"),
+        (lambda f: _edit(f, card__model__heads=0), "does not describe a model of this version"),
+        (lambda f: _edit(f, card__calibration={}), "does not describe a model of this version"),
+        (lambda f: _edit(f, objective__standards_prior="x"), "does not describe a model of this version"),
+        (lambda f: _weights(f, lambda name: not name.startswith("constants")), "does not describe a model of this version"),
     ],
 )
 def test_a_damaged_or_foreign_folder_is_one_sentence(damage, words, shared, tmp_path):

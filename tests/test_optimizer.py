@@ -114,3 +114,10 @@ def test_a_frozen_encoder_does_not_count_in_the_norm_that_is_clipped():
 
     loud, quiet = (train(rates("probe"), 5, gradients=lambda step, f=factor: gradients(step, f)) for factor in (1e3, 0.0))
     assert_equal(loud["head"], quiet["head"])
+
+
+def test_biases_do_not_decay_whatever_their_axes():
+    now = {"attention": {"query": {"kernel": jnp.ones((2, 2, 2)), "bias": jnp.ones((2, 2))}, "norm": {"scale": jnp.ones(2)}}}
+    direction, _ = OPTIMIZER.transformation().update(jax.tree.map(jnp.zeros_like, now), OPTIMIZER.transformation().init(now), now)
+    assert float(direction["attention"]["query"]["kernel"].min()) > 0
+    assert not direction["attention"]["query"]["bias"].any() and not direction["attention"]["norm"]["scale"].any()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import same
 
-from jax_emossl import checkpoint, preemption
+from jax_emossl import checkpoint, encoders, preemption
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders.transformer import Transformer
 from jax_emossl.errors import UserError
@@ -123,3 +123,11 @@ def test_a_teacher_that_would_speed_up_is_refused():
     config.final_decay = 0.5
     with pytest.raises(UserError, match="final_decay of teacher is 0.5, below its decay of 0.9"):
         teacher.make(config, ENCODER, frontend, types.SimpleNamespace())
+
+
+def test_layers_of_several_widths_have_no_mean():
+    config = ml_collections.ConfigDict({"ratio": 0.5, "span": 0.08, "layers": 2, "decay": 0.9, "final_decay": 0.99, "loss": "l2"})
+    frontend = Frontend(("a", "b"), None, 180.0, 5.0, pool=2, stack=2, frame_seconds=0.01)
+    widening = encoders.make(ml_collections.ConfigDict({"name": "temporal_conv", "width": 4, "layers": 2, "kernel": 3}), 0.0, frontend)
+    with pytest.raises(UserError, match="objective.layers of teacher is 2, but these layers of the encoder differ in width"):
+        teacher.make(config, widening, frontend, types.SimpleNamespace())

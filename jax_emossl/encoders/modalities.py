@@ -98,11 +98,11 @@ class Modalities(nn.Module):
         frames = features if masked is None else jnp.where(masked[..., None], mask_embedding, features)
         frames = frames.reshape(batch, length, -1, sum(len(places) for _, places in self.groups))
         tokens = []
-        for name, places in self.groups:
+        for g, (_, places) in enumerate(self.groups):  # whose names may be those of one corpus's files
             x = frames[..., np.array(places)].reshape(batch, length, -1)
             for i in range(self.conv_layers):
-                x = nn.relu(Convolution(self.channels, self.kernel, name=f"{name}_conv_{i}")(x, valid))
-            tokens.append(Dense(self.width, name=f"{name}_projection")(x))
+                x = nn.relu(Convolution(self.channels, self.kernel, name=f"group_{g}_conv_{i}")(x, valid))
+            tokens.append(Dense(self.width, name=f"group_{g}_projection")(x))
         # A step's tokens follow one another, so that near tokens are near in time.
         x, valid = jnp.stack(tokens, 2).reshape(batch, length * number, self.width), jnp.repeat(valid, number, 1)
         attention = functools.partial(Attention, slopes(self.heads, number * self.near, number * self.far))

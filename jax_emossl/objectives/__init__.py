@@ -38,12 +38,14 @@ class Objective(Protocol):
       labelled: whether it is a `LabelledObjective`.
       reads_functionals: whether its batches hold the `functionals` of whole segments (B, Q).
       together: segments of one recording, where it has so many, that follow one another in batches.
+      of_recordings: whether its constants belong to the recordings at hand, so that those of another corpus have none.
     """
 
     selection: str
     labelled: bool = False
     reads_functionals: bool = False
     together: int = 1
+    of_recordings: bool = False
 
     def init(self, key: jax.Array, example: Batch) -> Params:
         """Random parameters for batches like `example`; the subtree `encoder` belongs to the shared encoder."""

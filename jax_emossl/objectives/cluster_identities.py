@@ -68,6 +68,7 @@ class ClusterIdentities(Stepwise):
     ratio: float
     span: int
     clusters: int
+    of_recordings: bool = True
 
     def init(self, key: jax.Array, example: Batch) -> Params:
         features = example["features"]

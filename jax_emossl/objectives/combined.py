@@ -36,6 +36,10 @@ class Combined(Objective):
     def together(self) -> int:
         return max(part.together for _, _, part in self.parts)
 
+    @property
+    def of_recordings(self) -> bool:
+        return any(part.of_recordings for _, _, part in self.parts)
+
     def init(self, key: jax.Array, example: Batch) -> Params:
         own = {name: part.init(jax.random.fold_in(key, i), example) for i, (name, _, part) in enumerate(self.parts)}
         encoder = [params.pop("encoder") for params in own.values()][0]

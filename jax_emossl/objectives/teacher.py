@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_emossl.data.batches import Segments
+from jax_emossl.data.batches import Segments, example
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.data.prepared import Corpus
 from jax_emossl.errors import UserError
@@ -91,5 +91,9 @@ def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Teac
         raise UserError(
             f"objective.final_decay of teacher is {config.final_decay:g}, below its decay of {config.decay:g}: it should slow down."
         )
+    batch = example(frontend)
+    made, _ = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), batch["features"], batch["num_steps"]))
+    if len({layer.shape[-1] for layer in made.layers[-config.layers :]}) > 1:
+        raise UserError(f"objective.layers of teacher is {config.layers}, but these layers of the encoder differ in width: average fewer.")
     span = max(1, frontend.steps(config.span))
     return Teacher(encoder, config.ratio, span, config.layers, config.decay, config.final_decay, config.loss)

@@ -45,7 +45,7 @@ def _restored(config: ml_collections.ConfigDict) -> tuple[Experiment, checkpoint
         )
     corpus = corpora.load(corpora.split(trained.data)[0])
     require(corpus, config.fold)
-    carry(card, trained.data, corpus, source)
+    carry(card, card.frontend.settings(), trained.data, corpus, source)
     experiment = build(trained, corpus)
     _check(card, experiment, source)
     if experiment.objective.labelled:
@@ -54,9 +54,11 @@ def _restored(config: ml_collections.ConfigDict) -> tuple[Experiment, checkpoint
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{source / FILE} is damaged ({type(error).__name__}): train anew.") from error
     best = checkpoint.load_best(source)
-    if best.variables["constants"] and not experiment.objective.labelled and experiment.name != card.corpus:
+    elsewhere = experiment.name != card.corpus or any(config.data.values())
+    if experiment.objective.of_recordings and elsewhere:
         raise UserError(
-            f"{source} learned {trained.objective.name} of {card.corpus}, whose targets no other corpus has: evaluate it there."
+            f"{source} learned {trained.objective.name} of the recordings of {card.corpus}, which no other corpus or division has: "
+            "evaluate it without data.*, on what it was trained with."
         )
     if checkpoint.shapes(best.variables["params"]) != checkpoint.shapes(experiment.params()):
         raise UserError(f"{source} holds weights of other shapes than this version makes of its config: train anew.")
