@@ -3,7 +3,8 @@
   python -m jax_emossl.main --config=experiments/objectives.py:nemo+ravdess --workdir=runs/objectives
 
 To choose a default by, so it reports validation folds, and what a labelled segment chooses is chosen within the N labels: the reported fold
-has chosen nothing but a pretraining's step, by its unlabelled loss. A part of the label counts and seeds is compared. Beside every task stand scratch, the random encoder and functionals, which read no pretraining. Fine-tunings have the same grid for all.
+has chosen nothing but a pretraining's step, by its unlabelled loss. A part of the label counts and seeds is compared. Beside every task stand
+scratch, the random encoder and functionals, which read no pretraining. Fine-tunings have the same grid for all.
 Pretrainings take the same steps and nearly the same floating point operations: a task that costs more per row has fewer rows in a batch,
 in multiples of 4. `python -m experiments.bench_objectives --corpus ravdess` counts them: so many rows cost within an eighth of what 64 cost
 masked_timesteps, but for modalities (Wu et al. 2023), which recognises transformations by an encoder of its own: its four cost half more.

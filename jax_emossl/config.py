@@ -143,11 +143,25 @@ def resolve(config: ml_collections.ConfigDict, given: Collection[str] = ()) -> l
             if field not in kept and flat(config)[field] != value:
                 config_path.set_value(field, config, value)
                 changed.append(f"{field}={value}")
+    shortened = _shorten_probes(config, given)
     words = {"train": "", "pretrain": " of pretraining", "finetune": " of fine-tuning"}
     steps = ", ".join(f"{config[g].get('train', config[g]).steps} steps{what}" for g, what in words.items() if g in config)
     shape = f"{config.model.get('layers')} layers, width {config.model.get('width')}"
     model = f"{config.model.name} of {shape}{f', as in {source}' if encoder else ''}"
-    return [f"corpus {corpora.name(data)}; {model}; {steps}; set by the corpus: {', '.join(changed) or 'nothing'}"]
+    return [f"corpus {corpora.name(data)}; {model}; {steps}; set by the corpus: {', '.join(changed) or 'nothing'}", *shortened]
+
+
+def _shorten_probes(config: ml_collections.ConfigDict, given: Collection[str]) -> list[str]:
+    """Halves, in place, a training of fewer steps than its probe, where the user gave the steps alone; returns what there is to say of it."""
+    said = []
+    for name in (name for name in given if name.endswith("train.steps")):
+        group = name.removesuffix(".steps")
+        train, probe = config_path.get_value(group, config), f"{group}.probe_steps"
+        strategies = config.compare.strategies if "compare" in config else (train.get("strategy"),)
+        if "probe-then-full" in strategies and probe in flat(config) and probe not in given and train.probe_steps >= train.steps:
+            said.append(f"{probe} is {train.steps // 2} instead of {train.probe_steps}, half of the {train.steps} steps")
+            train.probe_steps = train.steps // 2
+    return said
 
 
 def _encoder_of(run: str) -> dict[str, Any]:

@@ -44,9 +44,10 @@ def figure(classes: Sequence[str], answers: Answers, title: str, path: Path) -> 
             linestyle=(0, dashes) if dashes else "-", marker="o" if len(times) < 30 else "", markersize=3,
         )  # fmt: skip
     axes.set(xlabel="seconds (middle of the window)", ylabel=CURVES[name], ylim=(0, None))
-    with plt.rc_context({"text.parse_math": False}):  # a dollar sign in a name is one
-        axes.set_title(title, fontsize=9, parse_math=False)
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    axes.set_title(title, fontsize=9)
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    for text in (axes.title, *legend.get_texts()):
+        text.set_parse_math(False)  # a dollar sign in a name is one
     axes.spines[["top", "right"]].set_visible(False)
     drawn.savefig(path, dpi=140)
     plt.close(drawn)

@@ -137,6 +137,8 @@ def _is_row(row: dict) -> bool:
         mechanism = ARMS[row["arm"]].mechanism if row["arm"] in ARMS else ""
         if mechanism != "constant":
             words += [row["predictions"], *row["classes"]]
+            if row["selection"]["fold"] not in ("train", "valid"):
+                return False
         if mechanism == "tuned":
             words += [row["selection"]["strategy"], row["selection"]["metric"]]
             numbers.append(row["selection"].get("learning_rate", 0))

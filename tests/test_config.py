@@ -103,6 +103,15 @@ def test_what_was_chosen_is_said_in_one_line():
     assert line == "corpus F; transformer of 3 layers, width 64; 2000 steps; set by the corpus: nothing"
 
 
+def test_a_training_that_the_user_makes_shorter_than_its_probe_probes_half_of_it():
+    config = get("scratch", {"train.steps": 30})
+    assert fields.resolve(config, ["train.steps"])[1:] == ["train.probe_steps is 15 instead of 40, half of the 30 steps"]
+    fields.check(config)
+    assert resolved("scratch", {"train.steps": 60}).train.probe_steps == 40
+    assert resolved("scratch", {"train.steps": 30, "train.strategy": "full"}).train.probe_steps == 40
+    assert resolved("experiments.recipe", {"finetune.train.steps": 30}).finetune.train.probe_steps == 15
+
+
 def test_an_evaluation_takes_all_from_its_run():
     config = get("evaluate", corpus="demo")
     assert fields.resolve(config) == [] and config == get("evaluate", corpus="demo")
@@ -174,7 +183,7 @@ BAD = [
     ("scratch", {"train.batch_size": 0}, "train.batch_size is 0"),
     ("scratch", {"train.crop": -1.0}, "train.crop is -1.0"),
     ("scratch", {"train.crop": math.inf}, "train.crop is inf"),
-    ("finetune", {"init_from": "x", "train.steps": 40}, "train.probe_steps is 40 of 40 steps, so that the encoder would never be"),
+    ("scratch", {"train.steps": 40, "train.probe_steps": 40}, "train.probe_steps is 40 of 40 steps, so that the encoder would never be"),
     ("scratch", {"train.dropout": 1.0}, "train.dropout is 1.0"),
     ("scratch", {"train.learning_rate": -1.0}, "train.learning_rate is -1.0"),
     ("scratch", {"train.warmup_steps": -1}, "train.warmup_steps is -1"),

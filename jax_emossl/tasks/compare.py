@@ -165,7 +165,7 @@ class _Plan:
         return len(fold.frames) * corpus.frame_seconds / len(fold)
 
     @property
-    def place_of_all(self) -> tuple[str, str]:
+    def compared(self) -> tuple[str, str]:
         """Its variant and corpus, which its rotations share."""
         return self.variant, self.unpretrained.name
 
@@ -276,25 +276,20 @@ def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> 
 
 def _at_the_same_counts(plans: Sequence[_Plan]) -> list[_Plan]:
     """Without the label counts that some rotation of a plan's corpus leaves out, so that every count is answered on all its recordings."""
-    counts: dict[tuple[str, str], set[float]] = {}
+    common: dict[tuple[str, str], set[float]] = {}
     for plan in plans:
         own = {cell.budget for cell in plan.cells}
-        counts[plan.place_of_all] = counts.get(plan.place_of_all, own) & own
-    made = [dataclasses.replace(plan, cells=[cell for cell in plan.cells if cell.budget in counts[plan.place_of_all]]) for plan in plans]
-    for plan, left in zip(plans, made, strict=True):
-        if lost := sorted({cell.budget for cell in plan.cells} - {cell.budget for cell in left.cells}):
-            notice(f"{plan.words or plan.rotation}: the label count {lost[0]:g} is left out, since another rotation has fewer segments.")
-    return made
+        common[plan.compared] = common.get(plan.compared, own) & own
+    for plan in plans:
+        for budget in sorted({cell.budget for cell in plan.cells} - common[plan.compared]):
+            notice(f"{plan.words or plan.rotation}: the label count {budget:g} is left out, since another rotation has fewer segments.")
+    return [dataclasses.replace(plan, cells=[cell for cell in plan.cells if cell.budget in common[plan.compared]]) for plan in plans]
 
 
 def _check_tested_once(plans: Sequence[_Plan], fold: str) -> None:
     """Refuses rotations that report the same recording, as the report in the end would."""
-
-    def of(plan: _Plan) -> tuple[str, str]:
-        return plan.variant, plan.unpretrained.name
-
-    for alike in dict.fromkeys(map(of, plans)):
-        rotations = {plan.rotation: plan.unpretrained.corpus for plan in plans if of(plan) == alike}
+    for alike in dict.fromkeys(plan.compared for plan in plans):
+        rotations = {plan.rotation: plan.unpretrained.corpus for plan in plans if plan.compared == alike}
         tested = {rotation: corpus.units(corpus.fold(fold).recordings) for rotation, corpus in rotations.items()}
         check_tested_once(tested, "data.folds", next(iter(rotations.values())).unit)
 
