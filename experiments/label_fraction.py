@@ -19,7 +19,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     data.corpus = corpus  # file in data/corpora; "" = demo (synthetic), unless features or prepared are given
     data.features = ""  # .csd of features, or several joined by commas, the first of which has the frames; "" = the corpus's own
     data.labels = ""  # .csd of labels; "" = the corpus's own
-    data.folds = "rotations"  # JSON files of recordings per fold, comma-separated; rotations or searches = the corpus's sets; "" = its own
+    data.folds = "rotations"  # JSON files of recordings, joined by commas; rotations, searches or search (one) = the corpus's; "" = its own
     data.speakers = ""  # JSON of who speaks in each recording; "" = the corpus's own, or each recording by itself
     data.words = ""  # .csd of word intervals: average the frames of each word; "" = frames
     data.label_names = ""  # comma-separated names of the label columns, where the file has none

@@ -3,7 +3,8 @@
   python -m jax_emossl.main --config=experiments/objectives.py:nemo+ravdess --workdir=runs/objectives
 
 To choose a default by, so it reports validation folds, and what a labelled segment chooses is chosen within the N labels: the reported fold
-has chosen nothing but a pretraining's step, by its unlabelled loss. A part of the label counts and seeds is compared. Beside every task stand
+has chosen nothing but a pretraining's step, by its unlabelled loss. One division of each corpus and a part of the label counts and seeds are
+compared, in some two hours; `--config.data.folds=searches` takes every division, in which every speaker validates once. Beside every task stand
 scratch, the random encoder and functionals, which read no pretraining. Fine-tunings have the same grid for all.
 Pretrainings take the same steps and nearly the same floating point operations: a task that costs more per row has fewer rows in a batch,
 in multiples of 4. `python -m experiments.bench_objectives --corpus ravdess` counts them: so many rows cost within an eighth of what 64 cost
@@ -37,7 +38,7 @@ def get_config(corpus: str = "") -> ml_collections.ConfigDict:
     objective.transformation_recognition = _without_name(sarkar2020.get_config().objective) | {"reads": "encoder"}
     modalities = wu2023.get_config()  # the other encoder has fields of its own
     config.model.update({name: value for name, value in modalities.model.items() if name not in config.model})
-    config.data.folds = "searches"
+    config.data.folds = "search"
     config.compare.fold, config.compare.validation = "valid", "budget"
     config.compare.label_counts, config.compare.seeds = (30, 150, 600), 2
     config.pretrain.train.steps, config.pretrain.train.eval_every = 1000, 200

@@ -48,6 +48,7 @@ def test_a_corpus_may_bring_folds_for_searches_along(corpus, speakers):
     divisions = [read_folds(path) for _, path in found]
     assert sorted(name for division in divisions for name in division["valid"]) == sorted(sum(divisions[0].values(), []))
     assert all(len(set(sum(division.values(), []))) == speakers for division in divisions)
+    assert rotations("search", corpus) == found[:1]
 
 
 @pytest.mark.parametrize("corpus", ["demo", "mosei", "klingon", ""])

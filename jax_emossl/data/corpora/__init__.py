@@ -40,10 +40,15 @@ class Files:
     create: Callable[[], None] | None = None  # makes the files, where that can be done
     speakers: str = ""  # JSON file of each recording's speaker; "" = not known
 
+    @property
+    def search(self) -> tuple[str, ...]:
+        """The first of the searches, where all of them would take too long."""
+        return self.searches[:1]
+
 
 OWN = ("features", "labels", "folds", "speakers", "words", "label_names", "prepared")  # fields of `config.data` that belong to one corpus
 FEATURES, LABELS, FOLDS, SPEAKERS = "features.csd", "labels.csd", "folds.json", "speakers.json"  # of a folder that `encode` made
-SETS = ("rotations", "searches")  # of folds, by which `data.folds` may name them
+SETS = ("rotations", "searches", "search")  # of folds, by which `data.folds` may name them
 
 
 def names() -> list[str]:
