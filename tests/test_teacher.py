@@ -125,6 +125,13 @@ def test_a_teacher_that_would_speed_up_is_refused():
         teacher.make(config, ENCODER, frontend, types.SimpleNamespace())
 
 
+def test_layers_that_the_encoder_lacks_are_refused():
+    config = ml_collections.ConfigDict({"ratio": 0.5, "span": 0.08, "layers": 9, "decay": 0.9, "final_decay": 0.99, "loss": "l2"})
+    frontend = Frontend(("a", "b"), None, 180.0, 5.0, pool=2, stack=2, frame_seconds=0.01)
+    with pytest.raises(UserError, match=r"objective.layers of teacher is 9, but the encoder of model.name gives \d: average fewer"):
+        teacher.make(config, ENCODER, frontend, types.SimpleNamespace())
+
+
 def test_layers_of_several_widths_have_no_mean():
     config = ml_collections.ConfigDict({"ratio": 0.5, "span": 0.08, "layers": 2, "decay": 0.9, "final_decay": 0.99, "loss": "l2"})
     frontend = Frontend(("a", "b"), None, 180.0, 5.0, pool=2, stack=2, frame_seconds=0.01)

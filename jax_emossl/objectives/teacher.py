@@ -86,13 +86,17 @@ class Teacher(Stepwise):
 
 
 def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Teacher:
-    """The objective with the fields `config`; UserError where the teacher would move ever faster."""
+    """The objective with the fields `config`; UserError where the teacher would move ever faster, or its layers have no mean."""
     if config.final_decay < config.decay:
         raise UserError(
             f"objective.final_decay of teacher is {config.final_decay:g}, below its decay of {config.decay:g}: it should slow down."
         )
     batch = example(frontend)
     made, _ = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), batch["features"], batch["num_steps"]))
+    if config.layers > len(made.layers):
+        raise UserError(
+            f"objective.layers of teacher is {config.layers}, but the encoder of model.name gives {len(made.layers)}: average fewer."
+        )
     if len({layer.shape[-1] for layer in made.layers[-config.layers :]}) > 1:
         raise UserError(f"objective.layers of teacher is {config.layers}, but these layers of the encoder differ in width: average fewer.")
     span = max(1, frontend.steps(config.span))
