@@ -5,7 +5,8 @@
 The probe's regularisation is chosen on the same fold, alike for all recipes, so compare the values with one another only.
 One validation speaker ranks recipes badly, so a corpus may bring folds for searches. On nEMO two of every rotation's five
 training speakers join the validation fold: each of the nine speakers is then heard once by an encoder that does not know
-the voice, and no rotation's test speakers are looked at.
+the voice, and no rotation's test speakers are looked at. On RAVDESS each of the actors validates once, too, but they are those whom the
+rotation of the same number tests: what is chosen by them is chosen in the knowledge of these.
 """
 
 from collections.abc import Sequence

@@ -17,6 +17,7 @@ import ml_collections
 
 from jax_emossl import config as fields
 from jax_emossl.arms import ARMS
+from jax_emossl.card import Card
 from jax_emossl.data import corpora, prepared, tfds
 from jax_emossl.resident import dtype, is_resident, placement
 from jax_emossl.study import num_labels
@@ -39,8 +40,10 @@ _ASSUMED = _Sizes(75, 0.01, {"train": (2000, 800_000), "valid": (500, 200_000)})
 def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
     """The answer, in lines, for a config that is resolved and checked."""
     lines = ["", *(f"  {name} = {value!r}" for name, value in fields.flat(config).items()), ""]
+    if source := config.get("init_from"):
+        lines.append(f"reads {source}, trained on {Card.load(Path(source)).corpus}")
     if config.task == "evaluate":
-        return [*lines, f"reads {config.init_from} and its corpus, or the one named; trains nothing; writes {workdir}"]
+        return [*lines, f"reads that corpus, or the one named; trains nothing; writes {workdir}"]
     jobs: collections.Counter[str] = collections.Counter()
     seconds, memory, known = 0.0, 0.0, set()
     for target in corpora.targets(config.data) if config.task == "compare" else [{}]:

@@ -6,7 +6,7 @@
     DIR/speakers.json       who speaks in each recording (where the table has a column speaker)
     DIR/segments.csv        recording,index,file,start,end: where each label row comes from (seconds within the file)
 
-`prepare` and every config take DIR: `--config=configs/quickstart.py:DIR`.
+Every config takes DIR, as in `--config=configs/quickstart.py:DIR`; `prepare` takes its files, `--features DIR/features.csd` and so on.
 """
 
 import argparse

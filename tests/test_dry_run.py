@@ -110,9 +110,17 @@ def test_files_that_are_not_there_are_named(described, tmp_path, monkeypatch):
         described("configs.pretrain", corpus="nemo")
 
 
-def test_an_evaluation_trains_nothing(described, tmp_path):
-    lines = described("configs.evaluate", {"init_from": "runs/x"})
-    assert lines[-1] == f"reads runs/x and its corpus, or the one named; trains nothing; writes {tmp_path}/workdir"
+def test_an_evaluation_trains_nothing(described, pretraining, tmp_path):
+    lines = described("configs.evaluate", {"init_from": str(pretraining)})
+    assert lines[-2:] == [
+        f"reads {pretraining}, trained on demo",
+        f"reads that corpus, or the one named; trains nothing; writes {tmp_path}/workdir",
+    ]
+
+
+def test_an_encoder_that_is_not_there_is_missed(described, tmp_path):
+    with pytest.raises(UserError, match=f"init_from is '{tmp_path}/none', which holds no checkpoint"):
+        described("configs.finetune", {"init_from": f"{tmp_path}/none"})
 
 
 def test_products_are_timed_in_a_moment():

@@ -8,7 +8,7 @@ from jax_emossl.data.corpora import Files, data_dir
 def files() -> Files:
     """openSMILE eGeMAPSv02 descriptors at 100 Hz, in $EMOSSL_DATA/ravdess; intensity 2 for "normal", 3 for "strong".
 
-    For searches, every actor is in one of three validation folds of eight.
+    For searches, every actor is in one of three validation folds of eight: those whom the rotation of the same number tests.
     """
     folder = data_dir() / "ravdess"
     rotations = tuple(str(folder / f"folds_rotation{i}.json") for i in (1, 2, 3))
