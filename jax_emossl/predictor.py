@@ -65,8 +65,9 @@ def predict_stacked(
     objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], *sizes: float,
     resident: Resident | None = None, over: Sequence[bool] = (),
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
-    """The finished outputs of `predict_rows`, for which the recordings' enrolment is encoded, too."""
-    whole = [part.with_enrolment() for part in parts]
+    """The finished outputs of `predict_rows`, for which those on which the segments are standardised are encoded, too."""
+    with_basis = {part: part.with_basis() for part in parts}  # members may share theirs
+    whole = [with_basis[part] for part in parts]
     rows = predict_rows(objective, mesh, variables, whole, *sizes, resident, over)
     made = meshes.fetch([_finish(objective, i, variables, own, part.basis) for i, (own, part) in enumerate(zip(rows, whole, strict=True))])
     return [{name: values[: len(part)] for name, values in own.items()} for own, part in zip(made, parts, strict=True)]

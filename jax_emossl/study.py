@@ -129,10 +129,10 @@ class Study:
         return {"random": seed, "pretrained": (seed - self.config.seed) % max(1, len(self.pretrained))}.get(source, 0)
 
     def represented(self, source: str, seed: int, fold: str) -> Float[np.ndarray, "s p"]:
-        """What an encoder, `pretrained` or `random`, makes of a fold's segments and their enrolment, not standardised."""
+        """What an encoder, `pretrained` or `random`, makes of a fold's segments and those on which they are standardised, before that."""
         made = self.encoded.setdefault((source, self.origin(source, seed)), {})
         if fold not in made:
-            training, part = self.training(seed, source), {fold: self.segments[fold].with_enrolment()}
+            training, part = self.training(seed, source), {fold: self.segments[fold].with_basis()}
             made |= represent(training.objective.encoder, training.params()["encoder"], part, *training.sizes, self.resident)
         return made[fold]
 
@@ -145,7 +145,7 @@ class Study:
                 components = PCA(min(_COMPONENTS, *functional["train"].shape), whiten=True, random_state=0).fit(functional["train"])
                 self.known[key] = {fold: components.transform(own) for fold, own in functional.items()}
                 return self.known[key]
-            experiment, whole = self.experiment, {fold: own.with_enrolment() for fold, own in self.segments.items()}
+            experiment, whole = self.experiment, {fold: own.with_basis() for fold, own in self.segments.items()}
             if source == "functionals":
                 made = {fold: own.functionals for fold, own in whole.items()}
             else:

@@ -174,26 +174,28 @@ def test_enrolment_alone_normalises_the_others(spoilt):
     frames = one.fold("test").frames[one.fold("test").offsets[drawn] : one.fold("test").offsets[drawn + 1], 2]
     np.testing.assert_allclose(location[0, 2], np.nanmean(frames.astype(np.float64)), rtol=1e-5)
     rest = segments.take(np.flatnonzero(~segments.enrolled))
-    assert rest.with_enrolment().positions.tolist() == [*rest.positions, drawn]
-    np.testing.assert_array_equal(rest.with_enrolment().take(np.arange(2)).steps(1), rest.steps(1))
+    assert rest.with_basis().positions.tolist() == [*rest.positions, drawn]
+    np.testing.assert_array_equal(rest.with_basis().take(np.arange(2)).steps(1), rest.steps(1))
 
 
-def test_enrolment_of_held_out_recordings_is_read_but_not_scored(tiny_config):
-    experiment = build(tiny_config("scratch", {"data.normalise_by": "enrolment", "data.enrolment": 2}))
-    assert len(experiment.segments("train")) == 36  # its own may be learned from
+@pytest.mark.parametrize("by", normalisation.MODES)
+def test_what_is_said_of_a_segment_does_not_depend_on_which_others_are_asked(by, tiny_config):
+    """Part of a fold, as where a budget validates itself, rests on the same segments as the whole of it."""
+    experiment = build(tiny_config("scratch", {"data.normalise_by": by, "data.enrolment": 2}))
+    assert len(experiment.segments("train")) == 36  # its own enrolment may be learned from
     valid = experiment.segments("valid")
-    assert len(valid) == 18 - 3 * 2 and len(valid.with_enrolment()) == 18
-    objective, train = experiment.objective, experiment.segments("train")
+    assert len(valid) == 18 - valid.whole.enrolled.sum() and len(valid.with_basis()) == 18
+    assert valid.whole.enrolled.any() == (by in ("enrolment", "neutral"))
     params = experiment.params()
     readout = params["head"]["readout"]
     readout["kernel"] = np.random.default_rng(0).normal(size=readout["kernel"].shape).astype(np.float32)
     pooled = len(readout["kernel"])
     overall = {"location": np.zeros(pooled, np.float32), "scale": np.ones(pooled, np.float32)}
     variables = {"params": params, "constants": {"overall": overall}}
-    (whole,) = predict(objective, [variables], [valid], *experiment.sizes)
-    assert len(whole["scores"]) == len(valid) and len(train.labels) == 36
-    (few,) = predict(objective, [variables], [valid.take(np.array([3, 7]))], *experiment.sizes)
-    np.testing.assert_allclose(few["scores"], whole["scores"][[3, 7]], rtol=1e-4, atol=1e-4)  # only enrolment counts
+    (whole,) = predict(experiment.objective, [variables], [valid], *experiment.sizes)
+    (few,) = predict(experiment.objective, [variables], [valid.take(np.array([3, 7]))], *experiment.sizes)
+    assert len(whole["scores"]) == len(valid) and len(few["scores"]) == 2
+    np.testing.assert_allclose(few["scores"], whole["scores"][[3, 7]], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("by", ["neutral", "causal", "none"])

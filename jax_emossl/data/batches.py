@@ -131,13 +131,12 @@ class Segments:
             setattr(segments, name, getattr(self, name)[positions])
         return segments
 
-    def with_enrolment(self) -> Self:
-        """These and, after them, what enrolment their recordings have beside them."""
-        if not self.whole.enrolled.any():
-            return self
-        others = self.whole.enrolled & np.isin(self.whole.recordings, self.recordings)
+    def with_basis(self) -> Self:
+        """These and, after them, the others on which they are standardised: of a part of a fold, those of its recordings that it lacks."""
+        resting = self.basis[:, 2] > self.basis[:, 1]
+        others = (self.whole.basis[:, 0] >= 0) & np.isin(self.whole.basis[:, 1], self.basis[resting, 1])
         others[self.positions] = False
-        return self.whole.take(np.concatenate([self.positions, np.flatnonzero(others)]))
+        return self.whole.take(np.concatenate([self.positions, np.flatnonzero(others)])) if others.any() else self
 
     def steps(self, segment: int, start: int = 0, length: int | None = None) -> Float[np.ndarray, "t d"]:
         """Model steps of one segment from `start`, at most `length` of them."""

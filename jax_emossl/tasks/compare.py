@@ -330,7 +330,7 @@ def _illustrate(study: Study, plan: _Plan) -> None:
     """Keeps what the report's pictures need: some segments of the pretext task, and of the reported before and after pretraining."""
     experiment, valid, reported = study.experiment, study.segments["valid"], study.reported
     some = np.linspace(0, len(reported) - 1, min(_MOST_SHOWN, len(reported))).round().astype(int)
-    own, whole, prior = reported.take(some), reported.with_enrolment(), experiment.objective.standards_prior
+    own, whole, prior = reported.take(some), reported.with_basis(), experiment.objective.standards_prior
     pretraining = build(configs.part(plan.config, "pretrain", data=plan.config.data.to_dict()), experiment.corpus)
     middle = np.argsort(valid.lengths, kind="stable")[[len(valid) // 4, len(valid) // 2, 3 * len(valid) // 4]]
     batch = valid.gather(Selection(middle, np.zeros(3, int), np.ones(3, np.float32), int(valid.lengths[middle].max())))
