@@ -117,8 +117,9 @@ class Comparison:
 
     @property
     def emotion_metrics(self) -> list[str]:
-        """The metric of each emotion: recall, or mean absolute error."""
-        return [name for name in self.metrics if name.startswith("recall of " if self.category else "mae of ")]
+        """The metrics of each emotion: recall, or first mean absolute errors and then 4-class accuracies."""
+        kinds = ("recall of ",) if self.category else ("mae of ", "accuracy4 of ")
+        return [name for kind in kinds for name in self.metrics if name.startswith(kind)]
 
     def arms(self, variant: str) -> list[str]:
         """Arms that have rows (of several corpora, in each), in the order of the registry, without the constant predictor."""

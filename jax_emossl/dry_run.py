@@ -7,9 +7,9 @@ import collections
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax_emossl.arms import ARMS
 from jax_emossl.card import Card
 from jax_emossl.data import corpora, prepared, tfds
 from jax_emossl.resident import dtype, is_resident, placement
-from jax_emossl.study import num_labels
+from jax_emossl.study import budgets_within, num_labels
 
 _EFFICIENCY = 0.3  # speed of trainings over that of the products alone, evaluations of a comparison included
 _TOGETHER, _PROGRAM = 16, 1e9  # trainings in memory at once, at most; bytes without any data
@@ -32,6 +32,12 @@ class _Sizes(NamedTuple):
     features: int
     frame: float
     folds: dict[str, tuple[int, int]]
+
+    @classmethod
+    def together(cls, parts: Sequence[Self]) -> Self:
+        """Of corpora that are learned from as one."""
+        numbers = {name: [own.folds[name] for own in parts if name in own.folds] for name in parts[0].folds}
+        return parts[0]._replace(folds={name: tuple(map(sum, zip(*own, strict=True))) for name, own in numbers.items()})
 
 
 _ASSUMED = _Sizes(75, 0.01, {"train": (2000, 800_000), "valid": (500, 200_000)})
@@ -45,19 +51,22 @@ def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
     if config.task == "evaluate":
         return [*lines, f"reads that corpus, or the one named; trains nothing; writes {workdir}"]
     jobs: collections.Counter[str] = collections.Counter()
-    seconds, memory, known = 0.0, 0.0, set()
+    seconds, memory, known = 0.0, _PROGRAM, set()
     for target in corpora.targets(config.data) if config.task == "compare" else [{}]:
-        for own in corpora.split(ml_collections.ConfigDict({**config.data, **target})):
-            line, sizes = _read(own)
-            size = _size(config, sizes)
-            lines += [f"reads {line}", f"  {placement(own.resident, size, config.task == 'compare')}"]
+        read = [_read(own) for own in corpora.split(ml_collections.ConfigDict({**config.data, **target}))]
+        for line, own in read:
+            lines += [f"reads {line}", f"  {placement(config.data.resident, _size(config, own), config.task == 'compare')}"]
+        sizes = _Sizes.together([own for _, own in read])
+        size = _size(config, sizes)
         for what, number, own in _trainings(config, target, sizes.folds["train"][0], known):
+            if not number:
+                continue
             piece = f"{own.train.crop:g} s" if own.train.crop else "a whole segment"
             jobs[f"{what} of {own.train.steps} steps of {own.train.batch_size} x {piece}"] += number
             data = size if is_resident(own.data.resident, size, what == "fine-tuning") else 0
             each, needed = _estimate(own, sizes, min(number, _TOGETHER))
             seconds, memory = seconds + number * each, max(memory, data + needed)
-    lines += [f"trains {number} x {what}" for what, number in jobs.items() if number]
+    lines += [f"trains {number} x {what}" for what, number in jobs.items()]
     beside = ", linear read-outs, predictions, report (not in the estimate)" if config.task == "compare" else ""
     lines.append(f"writes {workdir}: config, checkpoints, metrics, results{beside}")
     cost = f"{seconds / 60:.1f} min without compilation, {memory / 1e9:.1f} GB; either may be off by a factor of 3"
@@ -104,7 +113,7 @@ def _trainings(
         pretraining, points = fields.part(own, "pretrain"), fields.trained_points(grid)
         trains = any(arm.needs_pretraining for arm in arms) and not Path(grid.pretrain_on, "card.json").is_file()
         yield "pretraining", grid.pretrainings * (trains and new(pretraining.to_json_best_effort())), pretraining
-        for budget in (budget for budget in grid.label_counts if num_labels(budget, available) <= available):
+        for budget in budgets_within(grid.label_counts, available):
             training = fields.part(own, "finetune")
             alike = training.to_json_best_effort(), points, grid.validation, grid.seeds, budget
             made = [arm for arm in arms if arm.mechanism == "tuned" and (arm.needs_pretraining or new(arm.name, *alike))]

@@ -39,14 +39,14 @@ def rows(experiment: Experiment, fitted: Fitted, fold: str, num_labels: int) -> 
 
 def summary(experiment: Experiment, made: list[dict], valid: Segments) -> str:
     """The table of a run, with what a reader must know to judge it."""
-    return f"{context(experiment, valid)}\n{results.table(made)}"
+    return f"{context(experiment, valid, made[-1]['fold'])}\n{results.table(made)}"
 
 
-def context(experiment: Experiment, valid: Segments | None) -> str:
-    """Corpus, validation fold (None where a part of the labels validates) and normalisation, in words."""
+def context(experiment: Experiment, valid: Segments | None, fold: str) -> str:
+    """Corpus, validation fold (None where a part of the labels validates) and normalisation of the fold that is scored, in words."""
     synthetic = " (SYNTHETIC)" if experiment.synthetic else ""
     frontend, standards_prior = experiment.frontend, getattr(experiment.objective, "standards_prior", math.inf)
-    by = normalisation.words(frontend.by, "test", frontend.prior, standards_prior, unit=experiment.unit)
+    by = normalisation.words(frontend.by, fold, frontend.prior, standards_prior, unit=experiment.unit)
     judge = "about a quarter of the labels"
     if valid is not None:
         judge = f"the validation fold: {len(valid)} segments of {len(set(valid.recordings))} {experiment.unit}s"

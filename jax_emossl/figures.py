@@ -116,8 +116,8 @@ def validation(c: Comparison, variant: str, arms: Sequence[str]) -> Figure:
 
 
 def gains_per_emotion(c: Comparison, variant: str, arm: str, other: str) -> Figure:
-    """One arm less another per emotion: one panel per label count, positive where `arm` is better."""
-    names, budgets = c.emotion_metrics, c.budgets(variant, arm, other)
+    """One arm less another per emotion, in recall or mean absolute error: one panel per label count, positive where `arm` is better."""
+    names, budgets = c.emotion_metrics[: len(c.classes)], c.budgets(variant, arm, other)
     size = (1.2 + 1.6 * len(budgets), 0.6 + 0.4 * len(names))
     figure, panels = plt.subplots(1, len(budgets), figsize=size, sharey=True, sharex=True, layout="constrained", squeeze=False)
     sign, color = 1 if c.category else -1, ARMS[arm].style["color"]  # a lower error is a gain

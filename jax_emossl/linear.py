@@ -63,7 +63,8 @@ def read_out(objective: LabelledObjective, vectors: Vectors, labels: Labels, str
     """Scores (S, C) of vectors (S, P), learned from these; `strength` is the inverse regularisation."""
     target, model = objective.target(labels), objective.read_out(strength)
     if target.ndim == 2:
-        return model.fit(vectors, target).predict
+        fitted = model.fit(vectors, target)
+        return lambda x: fitted.predict(x).reshape(len(x), -1)  # of one emotion, too
     known = np.unique(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last digits of a probe do not matter

@@ -8,6 +8,7 @@ holds what `experiments/results/NAME.json` says, which `update` writes of a comp
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -48,13 +49,13 @@ def summarised(c: Comparison) -> dict:
         tables[metric] = {"constant": c.constant(metric), "rows": []}
         for budget in c.budgets(variant):
             have = {arm: c.estimate(variant, arm, budget, metric) for arm in arms if budget in c.budgets(variant, arm)}
-            row = {"labels": c.budget_name(budget), "arms": {arm: round(own.value, 6) for arm, own in have.items()}}
+            row = {"labels": c.budget_name(budget), "arms": {arm: _numbers(own)[0] for arm, own in have.items()}}
             for pair in c.main_pairs(variant):
                 gain = c.difference(variant, *pair, budget, metric) if {*pair} <= have.keys() else None
                 row[" less ".join(pair)] = gain and _numbers(gain)
             tables[metric]["rows"].append(row)
     about = {name: getattr(c, name) for name in ("corpus", "fold", "seeds", "recordings", "unit", "command", "version", "commit")}
-    return about | {"rotations": len(c.rotations), "tables": tables}
+    return about | {"tables": tables}
 
 
 def _numbers(estimate: Estimate) -> list[float | None]:
@@ -72,7 +73,7 @@ def rendered(summary: dict) -> str:
         gains = [name for name in table["rows"][0] if " less " in name]
         lines = [["labels", *arms, "constant", *(f"{name} [95 %]" for name in gains)]]
         for row in table["rows"]:
-            winner = best(row["arms"].values())
+            winner = best((value for value in row["arms"].values() if value is not None), default=math.nan)
             cells = [f"**{row['arms'][arm]:.3f}**" if row["arms"].get(arm) == winner else _number(row["arms"].get(arm)) for arm in arms]
             lines.append([row["labels"], *cells, _number(table["constant"]), *(_interval(row[name]) for name in gains)])
         body = ["| " + " | ".join(line) + " |" for line in lines]

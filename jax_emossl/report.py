@@ -10,10 +10,12 @@ The document, with its order, its captions and its prose, is templates/report.md
 import argparse
 import base64
 import collections
+import dataclasses
 import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import jinja2
 import pandas as pd
@@ -48,7 +50,7 @@ def write(out: Path) -> str:
         )  # fmt: skip
     document = re.sub(r"\n{3,}", "\n\n", document).strip() + "\n"
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(document)
-    body = re.sub(r'src="figures/(\w+)\.png"', lambda found: f'src="data:image/png;base64,{files.pictures[found[1]]}"', body)
+    body = re.sub(r'src="figures/([^"]+)\.png"', lambda found: f'src="data:image/png;base64,{files.pictures[unquote(found[1])]}"', body)
     (out / "report.md").write_text(document, encoding="utf-8")
     (out / "report.html").write_text(templates.get_template("report.html").render(title=title, body=body), encoding="utf-8")
     first, *others = files.tables
@@ -140,7 +142,7 @@ def emotions(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:
     rows = []
     for metric in c.emotion_metrics:
         for budget in c.budgets(variant, arm, other):
-            values = (f"{c.estimate(variant, name, budget, metric).value:.3f}" for name in (arm, other))
+            values = (_cell(dataclasses.replace(c.estimate(variant, name, budget, metric), low=math.nan)) for name in (arm, other))
             rows.append([metric, c.budget_name(budget), *values, _cell(c.difference(variant, arm, other, budget, metric), "+.3f")])
     return pd.DataFrame(rows, columns=["emotion", "labels", arm, other, "difference"])
 

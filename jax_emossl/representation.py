@@ -26,9 +26,17 @@ class Representation(Objective):
 
 
 def represent(
-    encoder: nn.Module, params: Params, segments: Mapping[str, Segments], batch_size: int, growth: float, resident: Resident | None = None
+    encoder: nn.Module,
+    params: Params,
+    segments: Mapping[str, Segments],
+    batch_size: int,
+    growth: float,
+    resident: Resident | None = None,
+    reads: str = "encoder",
 ) -> dict[str, Float[np.ndarray, "s p"]]:
-    """The pooled representation of every fold's segments by an encoder with these parameters."""
+    """The pooled representation of every fold's segments by an encoder with these parameters, or what else heads read of it."""
     variables, sizes = [{"params": {"encoder": params}}], (batch_size, growth)
-    own = {fold: predict(Representation(encoder), variables, [part], *sizes, resident=resident) for fold, part in segments.items()}
+    own = {
+        fold: predict(Representation(encoder, reads=reads), variables, [part], *sizes, resident=resident) for fold, part in segments.items()
+    }
     return {fold: outputs["pooled"] for fold, (outputs,) in own.items()}

@@ -87,7 +87,8 @@ class Auroc:
 
     @staticmethod
     def value(sums: Float[np.ndarray, "... k"]) -> Float[np.ndarray, "..."]:
-        return np.nanmean(_ratio(sums[..., ::2], sums[..., 1::2]), -1)
+        each = _ratio(sums[..., ::2], sums[..., 1::2])  # a draw may lack an emotion
+        return _ratio(np.nansum(each, -1), np.sum(~np.isnan(each), -1))
 
     def sums(self, runs: Sequence[Scored], row: Int[np.ndarray, "s"], weights: Float[np.ndarray, "n r"]) -> Sums:
         """The table of wins between recordings is made for one emotion of one run at a time, and not kept."""
@@ -141,15 +142,15 @@ class _Estimated:
         low, high = interval(self.replicates - other.replicates, self.total, self.corpora)
         return Estimate(self.value - other.value, low, high, self._permutation(other))
 
-    def _permutation(self, other: Self) -> float:
-        """How often a difference as large arises when the two arms change places in random recordings."""
+    def _permutation(self, other: Self) -> float | None:
+        """How often a difference as large arises when the two arms change places in random recordings; None where there is none."""
         if self.total <= _EXACT:
             kept = np.array(list(itertools.product((1.0, 0.0), repeat=self.total)))
         else:
             drawn = np.random.default_rng(1).integers(0, 2, (REPLICATES, self.total)).astype(float)
             kept = np.concatenate([np.ones((1, self.total)), drawn])
         difference = self.exchanged(other, kept)
-        return float(np.mean(np.abs(difference) >= abs(difference[0]) - 1e-12))
+        return None if np.isnan(difference[0]) else float(np.mean(np.abs(difference) >= abs(difference[0]) - 1e-12))
 
 
 class Runs(_Estimated):

@@ -57,6 +57,12 @@ def num_labels(budget: float, available: int) -> int:
     return max(1, round(budget * available)) if 0 < budget < 1 else int(budget) or available
 
 
+def budgets_within(counts: Sequence[float], available: int) -> list[float]:
+    """The label counts asked for, each once, without those beyond the fold and a number that 0, all, asks for already."""
+    known = [budget for budget in dict.fromkeys(counts) if num_labels(budget, available) <= available]
+    return [budget for budget in known if not (budget == available and 0 in known)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What all arms of one variant and rotation share; everything that is made once is made here.
@@ -133,7 +139,8 @@ class Study:
         made = self.encoded.setdefault((source, self.origin(source, seed)), {})
         if fold not in made:
             training, part = self.training(seed, source), {fold: self.segments[fold].with_basis()}
-            made |= represent(training.objective.encoder, training.params()["encoder"], part, *training.sizes, self.resident)
+            encoder = training.objective.encoder, training.params()["encoder"]
+            made |= represent(*encoder, part, *training.sizes, self.resident, training.objective.reads)
         return made[fold]
 
     def vectors(self, source: str, seed: int) -> dict[str, Float[np.ndarray, "s p"]]:
@@ -142,7 +149,9 @@ class Study:
         if key not in self.known:
             if source == "pca":  # what unlabelled speech gives without a pretext task
                 functional = self.vectors("functionals", seed)
-                components = PCA(min(_COMPONENTS, *functional["train"].shape), whiten=True, random_state=0).fit(functional["train"])
+                segments, width = functional["train"].shape
+                number = max(1, min(_COMPONENTS, segments - 1, width))  # one more would be rounding alone, which whitening makes large
+                components = PCA(number, whiten=True, random_state=0).fit(functional["train"])
                 self.known[key] = {fold: components.transform(own) for fold, own in functional.items()}
                 return self.known[key]
             experiment, whole = self.experiment, {fold: own.with_basis() for fold, own in self.segments.items()}

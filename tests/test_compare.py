@@ -240,6 +240,17 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_anything_is_trained(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_validation_fold_that_defines_no_score_is_refused_before_anything_is_trained(
+    comparison_config, demo_corpus, tmp_path, monkeypatch
+):
+    valid = dataclasses.replace(demo_corpus.folds["valid"], labels=np.zeros_like(demo_corpus.folds["valid"].labels))
+    changed = dataclasses.replace(demo_corpus, folds={**demo_corpus.folds, "valid": valid})
+    monkeypatch.setattr(corpora, "load", lambda _: changed)
+    with pytest.raises(UserError, match="The validation fold of demo does not define auroc: choose another finetune.objective.selection"):
+        compare.run(comparison_config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_rotations_that_report_the_same_recordings_are_refused_before_anything_is_trained(comparison_config, demo_files, tmp_path):
     config = comparison_config.copy_and_resolve_references()
     (tmp_path / "again.json").write_text((demo_files / "folds.json").read_text())

@@ -123,6 +123,22 @@ def test_an_encoder_that_is_not_there_is_missed(described, tmp_path):
         described("configs.finetune", {"init_from": f"{tmp_path}/none"})
 
 
+def test_a_label_count_that_is_asked_for_twice_is_trained_once(described):
+    (line,) = [line for line in described("configs.quickstart", {"compare.label_counts": (2000, 0)}) if "fine-tuning" in line]
+    assert line.startswith("trains 8 x ")  # 2 arms x 2 seeds x 2 rates
+
+
+def test_corpora_that_are_joined_are_counted_together():
+    one = dry_run._Sizes(75, 0.01, {"train": (2, 10), "valid": (1, 5)})
+    other = dry_run._Sizes(75, 0.01, {"train": (3, 30), "valid": (4, 7), "test": (1, 1)})
+    assert dry_run._Sizes.together([one, other]) == dry_run._Sizes(75, 0.01, {"train": (5, 40), "valid": (5, 12)})
+
+
+def test_what_nothing_trains_takes_no_time(described):
+    lines = described("configs.quickstart", {"compare.arms": ("functionals",)})
+    assert not any(line.startswith("trains") for line in lines) and estimate(lines)[0] == 0
+
+
 def test_products_are_timed_in_a_moment():
     assert 1e6 < dry_run._speed(64, 16) < 1e16
 

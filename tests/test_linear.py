@@ -53,6 +53,20 @@ def test_classes_without_a_label_are_never_answered(known):
     assert objective.calibrate({"scores": scores}, labels)["scale"] > 0.02  # though validation has classes that it cannot tell
 
 
+@pytest.mark.parametrize("loss", ["ordinal", "l2"])
+def test_one_emotion_is_a_column_too(loss):
+    config = ml_collections.ConfigDict(
+        {"head": "intensity", "loss": loss, "reads": "encoder", "dropout": 0.3, "standards_prior": 40.0, "selection": ""}
+    )
+    (vectors, labels) = separable(np.random.default_rng(6), 60)
+    corpus = types.SimpleNamespace(emotions=("happy",), fold={"train": types.SimpleNamespace(labels=labels[:, :1])}.__getitem__)
+    objective = emotion.make(config, None, None, corpus)
+    scores = linear.read_out(objective, vectors, labels[:, :1], 0.1)(vectors)
+    assert scores.shape == (60, 1)
+    report, _ = objective.evaluate({"scores": scores}, labels[:, :1], objective.calibrate({"scores": scores}, labels[:, :1]))
+    assert report["auroc"] > 0.99
+
+
 class Study:
     """Takes the place of a comparison: vectors of two sources, the random one's by seed."""
 

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from jax_emossl import readme
 from jax_emossl.comparison import Comparison
 from jax_emossl.errors import UserError
+from jax_emossl.significance import Estimate
 
 ROOT = Path(__file__).parents[1]
 NAMES = re.findall(r"<!-- results (\w+) -->", (ROOT / "README.md").read_text(encoding="utf-8"))
@@ -46,6 +48,14 @@ def test_tables_stand_between_their_markers_and_nothing_else_changes(comparison,
         "demo (SYNTHETIC), 6 test recordings, mean over 2 seeds; made by `python -m jax_emossl.main --config=x.py` at commit unknown"
         in text
     )
+
+
+def test_what_is_not_defined_is_a_dash(comparison, monkeypatch):
+    estimate = comparison.estimate
+    monkeypatch.setattr(comparison, "estimate", lambda *of: Estimate(math.nan, math.nan, math.nan) if 30 in of else estimate(*of))
+    summary = readme.summarised(comparison)
+    json.dumps(summary, allow_nan=False)
+    assert "| 30 | - | - |" in readme.rendered(summary)
 
 
 def test_a_page_without_the_markers_is_refused(comparison, tmp_path):

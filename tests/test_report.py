@@ -187,6 +187,23 @@ def test_a_fold_that_chose_nothing_is_not_called_optimistic(changed, undrawn):
     assert "The reported fold chose nothing but a pretraining's step, by its loss without labels, and was scored once per cell" in text
 
 
+def test_corpora_of_one_division_each_have_no_rotations(changed):
+    """Though their divisions have names; names of any letters, and words, tell parts apart and find their pictures."""
+
+    def two(table):
+        first = [row | {"corpus": "häufig gesagt", "folds": "one"} for row in table["runs"] if row["folds"] == "a"]
+        other = [row | {"corpus": "häufig gerufen", "folds": "two"} for row in table["runs"] if row["folds"] == "b"]
+        table["runs"] = first + other
+
+    out = changed(two)
+    report.write(out)
+    text = " ".join((out / "report.md").read_text().split())
+    assert "one set of folds each" in text and "the rotations' test recordings are judged together" not in text
+    assert {file.stem for file in (out / "tables").glob("uar*.csv")} == {"uar", "uar_häufig_gesagt", "uar_häufig_gerufen"}
+    page = (out / "report.html").read_text()
+    assert 'src="figures' not in page and page.count("data:image/png") == len(list((out / "figures").glob("*.png")))
+
+
 def test_a_report_without_a_pretrained_arm_does_not_speak_of_one(changed, undrawn):
     def functionals(table):
         table["runs"] = [row for row in table["runs"] if row["arm"] in ("scratch", "constant")]

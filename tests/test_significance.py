@@ -97,6 +97,23 @@ def test_auroc_of_every_draw_is_that_of_all_pairs():
         np.testing.assert_allclose(made, np.einsum("nr,rqk,nq->nk", weights, pair_wins(scored["", seed]), weights), rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_defined_has_neither_value_nor_p():
+    rng = np.random.default_rng(13)
+    one, two = intensity_run(rng, 5), intensity_run(rng, 5)
+    for run in (one, two):
+        run.target[:] = one.target
+        run.target[:, 0] = 0
+    runs = [Runs({("", 0): run}, intensity_metrics(EMOTIONS)["auroc"]) for run in (one, two)]
+    alone = np.mean([sklearn_metrics.roc_auc_score(one.target[:, 1] > 0, one.scores[:, 1])])
+    assert runs[0].value == pytest.approx(alone)  # of the emotion that is there
+    for run in (one, two):
+        run.target[:] = 0
+    undefined = Runs({("", 0): one}, intensity_metrics(EMOTIONS)["auroc"])
+    difference = undefined.difference(Runs({("", 0): two}, intensity_metrics(EMOTIONS)["auroc"]))
+    assert np.isnan(undefined.value) and np.isnan(difference.value) and difference.p is None
+
+
 @pytest.mark.parametrize("recordings", [1, 4])
 def test_auroc_is_tested_by_exchanging_ranks(recordings):
     """Against exchanging them one by one, within two rotations."""

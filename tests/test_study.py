@@ -1,5 +1,7 @@
 """What the arms of a comparison share is made once."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,27 @@ def test_an_encoder_reads_a_fold_once_and_the_training_fold_only_where_a_probe_d
     }
     study.vectors("random", 1)  # another encoder
     assert sorted(read) == ["test", "test", "train", "train", "valid", "valid"]
+
+
+def test_linear_arms_read_what_heads_do(study, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "represent", lambda encoder, params, segments, *rest: asked.append(rest[-1]) or dict.fromkeys(segments))
+    for reads in ("encoder", "summary"):
+        objective = types.SimpleNamespace(encoder=None, reads=reads)
+        training = types.SimpleNamespace(objective=objective, params=lambda: {"encoder": {}}, sizes=(8, 8.0))
+        monkeypatch.setattr(Study, "training", lambda *_, training=training: training)
+        study.encoded.clear()
+        study.represented("random", 0, "test")
+    assert asked == ["encoder", "summary"]
+
+
+def test_few_segments_have_as_many_components_as_they_have_directions(study):
+    """One more would be rounding, which whitening makes as large as the rest, and larger on other folds."""
+    few = {fold: own[:5] for fold, own in study.vectors("functionals", 0).items()}
+    study.known["functionals", 0] = few
+    components = study.vectors("pca", 0)
+    assert {fold: own.shape for fold, own in components.items()} == dict.fromkeys(few, (5, 4))
+    np.testing.assert_allclose(components["train"].std(0, ddof=1), 1, rtol=1e-3)
 
 
 def test_what_is_mapped_is_not_resident(study):

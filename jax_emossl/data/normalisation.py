@@ -30,6 +30,7 @@ def words(by: str, fold: str, *priors: float, unit: str = "recording") -> str:
 
     `unit` is what the corpus counts as one (`Corpus.unit`).
     """
+    fold = {"valid": "validation"}.get(fold, fold)
     drawn = f"of each {unit}, {fold} {unit}s too, which are not scored"
     return {
         RECORDING: f"with each {unit}'s own frames and segments, {fold} {unit}s too (transductive)",

@@ -22,7 +22,7 @@ from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment, build, check_held_out, require
 from jax_emossl.objectives.emotion import category_names
 from jax_emossl.resident import nbytes, placement
-from jax_emossl.study import Answer, Cell, Study, num_labels
+from jax_emossl.study import Answer, Cell, Study, budgets_within, num_labels
 from jax_emossl.tasks import train
 
 _IN_PROGRESS = "in_progress"
@@ -107,8 +107,7 @@ class _Plan:
         experiment, rotation = build(configs.part(config, "finetune")), Path(data["folds"]).stem
         require(experiment.corpus, config.compare.fold)
         cells = _cells(config, rotation, len(experiment.corpus.fold("train")))
-        if config.compare.validation == "budget":
-            _check_budgets(cells, experiment)
+        _check_judges(config.compare.validation, cells, experiment)
         first = out / "pretrain" / name / (corpora.short(data["corpus"]) if "+" in whole.data.corpus else "") / rotation
         source = config.compare.pretrain_on
         pretrainings = [configs.part(config, "pretrain", seed=config.seed + k) for k in range(config.compare.pretrainings)]
@@ -188,7 +187,8 @@ class _Plan:
     def context(self) -> str:
         """What a reader must know to judge its rows."""
         whole = self.config.compare.validation == "fold"
-        return evaluation.context(self.unpretrained, self.unpretrained.segments("valid") if whole else None)
+        valid = self.unpretrained.segments("valid") if whole else None
+        return evaluation.context(self.unpretrained, valid, self.config.compare.fold)
 
     def _own(self, row: dict, variant: str) -> bool:
         """Whether a row is one of `variant` on this corpus and rotation."""
@@ -260,14 +260,11 @@ _MECHANISMS = {"constant": _constants, "linear": linear.answers, "tuned": tuned.
 
 def _cells(config: ml_collections.ConfigDict, rotation: str, available: int) -> list[Cell]:
     """All cells; label counts beyond the fold are left out with a notice."""
-    grid, budgets = config.compare, []
-    for budget in dict.fromkeys(grid.label_counts):
-        whole = budget == available and 0 in grid.label_counts  # asked for twice
-        if whole or num_labels(budget, available) > available:
-            why = ", which is what 0 asks for," if whole else ""
-            notice(f"{rotation or 'the training fold'} has {available} labelled segments: the label count {budget}{why} is left out.")
-        else:
-            budgets.append(budget)
+    grid = config.compare
+    budgets = budgets_within(grid.label_counts, available)
+    for budget in (budget for budget in dict.fromkeys(grid.label_counts) if budget not in budgets):
+        why = ", which is what 0 asks for," if budget == available else ""
+        notice(f"{rotation or 'the training fold'} has {available} labelled segments: the label count {budget}{why} is left out.")
     if not budgets:
         raise UserError(f"Every one of compare.label_counts is beyond the {available} labelled segments of the training fold: lower them.")
     seeds = range(config.seed, config.seed + grid.seeds)
@@ -310,16 +307,27 @@ def _check_classes(plans: Sequence[_Plan]) -> None:
             )
 
 
-def _check_budgets(cells: Sequence[Cell], experiment: Experiment) -> None:
-    """Refuses cells whose labels are too few to hold their own validation, as their answers would."""
+def _check_judges(validation: str, cells: Sequence[Cell], experiment: Experiment) -> None:
+    """Refuses what does not define the selection metric, as answers would in the end: the validation fold, or labels too few to hold their own."""
     corpus, objective = experiment.corpus, experiment.objective
+
+    def define(labels: np.ndarray) -> bool:
+        nothing = {"scores": np.zeros((len(labels), len(objective.classes)), np.float32)}
+        report, _ = objective.evaluate(nothing, labels, objective.calibrate(nothing, labels))
+        return report[objective.selection] is not None
+
+    if validation == "fold":
+        if not define(experiment.segments("valid").labels):
+            raise UserError(
+                f"The validation fold of {corpus.name} does not define {objective.selection}: choose another finetune.objective.selection."
+            )
+        return
     train = corpus.fold("train")
     units = corpus.units(train.recordings)
     for budget, seed in sorted({(cell.budget, cell.seed) for cell in cells}):
         chosen = label_budget.choose(train.labels, num_labels(budget, len(train)), seed)
         judges = chosen[label_budget.held_out([units[i] for i in chosen], seed)]
-        report, _ = objective.constant(train.labels[judges], train.labels)
-        if report[objective.selection] is None:
+        if not define(train.labels[judges]):
             raise UserError(
                 f"compare.validation is budget, but the {len(judges)} of {len(chosen)} labels that validate (seed {seed}) do not define "
                 f"{objective.selection}: raise compare.label_counts, or give fold."
