@@ -4,6 +4,7 @@ A metric that a fold cannot define (AUROC of an emotion that never occurs in it,
 reason stands in `undefined`. Shapes: S segments, E emotions, C classes.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
@@ -160,7 +161,7 @@ def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Fl
     undefined: dict[str, str] = {}
     per_emotion = {}
     for emotion, label, train in zip(emotions, labels.T, train_labels.T, strict=True):
-        positive = train[train > 0]
+        positive, report = train[train > 0], functools.cache(functools.partial(_constant_report, label))
         never, always = (_constant_report(train, 0, called)[0] for called in (False, True))
         constants = {  # the value, and whether the emotion is called present
             "mae": (np.median(train), False),
@@ -174,14 +175,14 @@ def constant_intensity_report(labels: Float[np.ndarray, "s e"], train_labels: Fl
         }
         per_emotion[emotion] = {}
         for name, (constant, called) in constants.items():
-            values, reasons = _constant_report(label, constant, called)
+            values, reasons = report(float(constant), called)
             per_emotion[emotion][name] = values[name]
             undefined |= {f"per_emotion.{emotion}.{name}": reasons[name]} if name in reasons else {}
     return _over_emotions(per_emotion, labels, undefined)
 
 
 def _constant_report(label: Float[np.ndarray, "s"], constant: float, always: bool) -> Report:
-    predicted = Intensities.of(np.full(len(label), float(constant)))
+    predicted = Intensities.of(np.full(len(label), constant))
     return _emotion_report(predicted, label, threshold=-1.0 if always else MAX_INTENSITY + 1.0)
 
 

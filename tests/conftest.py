@@ -38,6 +38,22 @@ TINY = {
     "train.patience": 0,
 }
 
+# `--dist loadfile` gives whole files to workers: those that take longest come first, so that in the end none runs alone.
+SLOWEST = (
+    "faults/test_kill.py", "test_processes.py", "test_loop.py", "faults/test_stop.py", "test_compare.py", "faults/test_damage.py",
+    "faults/test_disk.py", "test_several_corpora.py", "test_configs.py", "test_normalisation.py", "faults/test_fuzz.py", "test_extending.py",
+    "test_objectives_compared.py",
+)  # fmt: skip
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # else pytest-xdist begins with the files that have the most tests
+
+
+def pytest_collection_modifyitems(items):
+    rank = {ROOT / "tests" / name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 def same(a, b):
     """Asserts that two trees have the same arrays."""
@@ -54,7 +70,8 @@ def _no_more_programs_than_a_module_needs():
 @pytest.fixture(scope="session", autouse=True)
 def _own_caches(tmp_path_factory):
     """Corpora and compiled programs are cached for this session alone, and for the processes that it starts."""
-    compiled = str(tmp_path_factory.mktemp("compiled"))
+    base = tmp_path_factory.getbasetemp()
+    compiled = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")  # all workers have one
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMOSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)

@@ -61,12 +61,10 @@ def test_one_recording_tells_nothing_of_others():
     assert alike(Objective(), [BAD, LIKE_IT, GOOD], fold(1)) == [BAD, LIKE_IT, GOOD]
 
 
-@pytest.mark.parametrize("recordings", [4, 10, 60])
+@pytest.mark.parametrize("recordings", [4, 10])
 def test_the_error_is_that_of_a_mean_over_recordings(recordings):
     """Of equal recordings' accuracies: their deviation over the root of their number, wider for few."""
     valid = fold(recordings)
     right = (GOOD.valid.argmax(1) == TARGET).reshape(recordings, -1).mean(1)
     expected = right.std(ddof=1) / np.sqrt(recordings)
-    assert standard_error(Objective(), GOOD, valid) == pytest.approx(
-        expected * {4: 1.197, 10: 1.059, 60: 1.059}[recordings], rel=0.6 if recordings == 60 else 1e-3
-    )
+    assert standard_error(Objective(), GOOD, valid) == pytest.approx(expected * {4: 1.197, 10: 1.059}[recordings], rel=1e-3)

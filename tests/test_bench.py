@@ -1,5 +1,6 @@
 """The benchmarks' own code, on a tiny corpus; how fast it is, is not looked at."""
 
+import functools
 import importlib
 import importlib.util
 
@@ -59,9 +60,17 @@ def test_encoding_is_timed_beside_opensmile(tmp_path):
 
 def test_a_step_is_timed_beside_that_of_unmasked_steps_and_products_alone_where_pytorch_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench_step, "medians", lambda sides, *_: {name: (1e-3, made()[1]) for name, made in sides.items()})
     head, ours, visible = bench_step.measure("tiny", bench_step.Size(16, 1, 2, 4, 8), "bfloat16", rounds=1, seconds=0)
     assert head.startswith("tiny, bfloat16: 4 x 8 steps; peak ") and ours.startswith("  jax_emossl (0.01 M parameters): ")
     assert visible.startswith("  jax_emossl, unmasked steps alone (0.01 M parameters): ") and visible.endswith(" times as many")
+
+
+def test_sides_take_turns_in_processes_of_their_own(monkeypatch):
+    monkeypatch.setattr(bench_step, "_LEAD_IN", 0)  # in this process alone
+    size = bench_step.Size(16, 1, 2, 4, 8)
+    ((took, number),) = bench_step.medians({"ours": functools.partial(bench_step.ours, size, "float32")}, 1, 0).values()
+    assert took > 0 and number > 1000
 
 
 def test_the_products_of_a_step_are_those_that_its_program_has():

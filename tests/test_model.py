@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file, save_file
 
-from jax_emossl import evaluation, load_model, objectives, portable, results, share, workdir
+from jax_emossl import evaluation, load_model, portable, results, share, workdir
 from jax_emossl.data import csd, functionals
 from jax_emossl.errors import UserError
 from jax_emossl.experiment import build
@@ -235,10 +235,6 @@ def test_where_there_is_no_model(tmp_path):
 def test_features_that_do_not_fit_are_one_sentence(features, words, model):
     with pytest.raises(UserError, match=words):
         model(features)
-
-
-def test_every_labelled_objective_can_be_restored(model):
-    assert objectives.restore.__doc__ and model.trained.classes == model.card.classes
 
 
 def test_results_are_a_data_frame(comparison, finetuning):

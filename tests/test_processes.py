@@ -14,7 +14,7 @@ from conftest import ROOT, TINY, same
 from faults.processes import ARGUMENTS, QUICK, Run, wait
 
 from configs import quickstart
-from jax_emossl import processes, results
+from jax_emossl import memory, processes, results
 from jax_emossl.config import flat
 
 STEPS = {"train.steps": 12, "train.eval_every": 4, "train.log_every": 2}
@@ -60,7 +60,8 @@ class Processes:
 
 
 def environment(devices):
-    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "GLIBC_TUNABLES": memory._TUNABLES}  # else each would start twice
 
 
 def ended(started):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from conftest import ROOT, TINY
 
-from jax_emossl import checkpoint
+from jax_emossl import checkpoint, memory
 
 # Steps in all and to an evaluation, so that a good part of the time between two checkpoints is training.
-STEPS = {"pretrain": (600, 50), "finetune": (240, 20), "scratch": (240, 20)}
+STEPS = {"pretrain": (600, 50), "finetune": (240, 20)}
 QUICK = "quick"
 PATIENCE = 300  # seconds after which a process is taken to hang
 
@@ -30,10 +30,29 @@ _PRETRAIN = {"train.crop": 2.56, "objective.span": 0.64}
 ARGUMENTS = {
     "pretrain": _long("pretrain", **_PRETRAIN),
     "finetune": _long("finetune", **{"train.probe_steps": 100}),
-    "scratch": _long("scratch"),
     "evaluate": _arguments("evaluate"),
     QUICK: _arguments("pretrain", **TINY | _PRETRAIN),
 }
+
+
+def outcome(workdir):
+    """All that a run leaves and that is to be the same: the files' bytes, the best step with its variables, and what was calibrated there."""
+    best = checkpoint.load_best(workdir) if steps(workdir) else checkpoint.Best(None, {}, None)
+    names = [name for name in ("metrics.jsonl", "results.json", "card.json") if (workdir / name).exists()]
+    kept = {name: (workdir / name).read_bytes() for name in names}
+    return kept | {"best": (best.step, checkpoint.digest(best.variables), best.calibration)}
+
+
+def steps(workdir):
+    """Steps of the checkpoints that are complete."""
+    return {int(name) for name in _checkpoints(workdir) if name.isdecimal()}
+
+
+def _checkpoints(workdir):
+    try:
+        return os.listdir(workdir / checkpoint.FOLDER)
+    except FileNotFoundError:
+        return []
 
 
 class Run:
@@ -48,7 +67,7 @@ class Run:
 
     @property
     def environment(self):
-        return os.environ | {"PYTHONPATH": str(ROOT)}
+        return os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": memory._TUNABLES}  # else it would start twice
 
     def start(self):
         return subprocess.Popen(
@@ -60,25 +79,11 @@ class Run:
             command or self.command, cwd=self.folder, env=self.environment, text=True, capture_output=True, timeout=PATIENCE
         )
 
-    def outcome(self):
-        """All that a run leaves and that is to be the same: the files' bytes, the best step with its variables, and what was calibrated there."""
-        best = checkpoint.load_best(self.workdir) if self.steps() else checkpoint.Best(None, {}, None)
-        names = [name for name in ("metrics.jsonl", "results.json", "card.json") if (self.workdir / name).exists()]
-        kept = {name: (self.workdir / name).read_bytes() for name in names}
-        return kept | {"best": (best.step, checkpoint.digest(best.variables), best.calibration)}
-
     def steps(self):
-        """Steps of the checkpoints that are complete."""
-        return {int(name) for name in self._checkpoints() if name.isdecimal()}
+        return steps(self.workdir)
 
     def saving(self):
-        return any("tmp" in name for name in self._checkpoints())
-
-    def _checkpoints(self):
-        try:
-            return os.listdir(self.workdir / checkpoint.FOLDER)
-        except FileNotFoundError:
-            return []
+        return any("tmp" in name for name in _checkpoints(self.workdir))
 
     def training(self, process):
         """Whether this process has come to its training: it has a log of its own."""

@@ -1,8 +1,10 @@
 """Damage to the newest checkpoint, wherever it is, costs the steps since the one before it and nothing else."""
 
+import shutil
+
 import pytest
 
-from faults.processes import QUICK
+from faults.processes import QUICK, outcome, steps
 from jax_emossl import checkpoint
 
 STEPS = (4, 6)  # that the quick run keeps
@@ -34,9 +36,21 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_the_run_goes_on_from_the_checkpoint_before(damage, unfinished, identical, tally):
-    assert unfinished.steps() == set(STEPS)
-    DAMAGE[damage](unfinished.workdir / checkpoint.FOLDER / "6")
+def test_the_run_goes_on_from_the_checkpoint_before(damage, tiny_config, trained, pretraining, tally, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(pretraining, run)
+    (run / "results.json").unlink()
+    assert steps(run) == set(STEPS)
+    DAMAGE[damage](run / checkpoint.FOLDER / "6")
+    trained(tiny_config("pretrain"), run)
+    assert f"the checkpoint of step 6 in {run} is damaged: it is moved to {run}/damaged and not used." in capsys.readouterr().err
+    assert [path.name.split("-")[0] for path in (run / checkpoint.DAMAGED_FOLDER).iterdir()] == ["6"]
+    tally["damaged checkpoints recovered from"] += 1
+    assert outcome(run) == outcome(pretraining)
+
+
+def test_a_damaged_checkpoint_is_one_sentence(unfinished, identical, tally):
+    DAMAGE["variables cut off"](unfinished.workdir / checkpoint.FOLDER / "6")
     done = unfinished.finish()
     assert done.returncode == 0, done.stderr
     assert "the checkpoint of step 6 in run is damaged: it is moved to run/damaged and not used." in done.stderr

@@ -24,7 +24,7 @@ def kill(run, moment, last, rng):
     return run.phase(process, last) if code == -signal.SIGKILL else None
 
 
-@pytest.mark.parametrize(("seed", "name"), enumerate(["pretrain", "finetune", "scratch"]))
+@pytest.mark.parametrize(("seed", "name"), enumerate(["pretrain", "finetune"]))
 def test_a_run_that_is_killed_again_and_again_ends_the_same(seed, name, again, identical, tally, tmp_path):
     run, rng, last = again(name, tmp_path), random.Random(seed), STEPS[name][0]
     survived = 0
