@@ -54,10 +54,9 @@ def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
     seconds, memory, known = 0.0, _PROGRAM, set()
     for target in corpora.targets(config.data) if config.task == "compare" else [{}]:
         read = [_read(own) for own in corpora.split(ml_collections.ConfigDict({**config.data, **target}))]
-        for line, own in read:
-            lines += [f"reads {line}", f"  {placement(config.data.resident, _size(config, own), config.task == 'compare')}"]
         sizes = _Sizes.together([own for _, own in read])
         size = _size(config, sizes)
+        lines += [*(f"reads {line}" for line, _ in read), f"  {placement(config.data.resident, size, config.task == 'compare')}"]
         for what, number, own in _trainings(config, target, sizes.folds["train"][0], known):
             if not number:
                 continue
