@@ -8,7 +8,8 @@ compared, in some two hours; `--config.data.folds=searches` takes every division
 scratch, the random encoder and functionals, which read no pretraining. Fine-tunings have the same grid for all.
 Pretrainings take the same steps and nearly the same floating point operations: a task that costs more per row has fewer rows in a batch,
 in multiples of 4. `python -m experiments.bench_objectives --corpus ravdess` counts them: so many rows cost within an eighth of what 64 cost
-masked_timesteps, but for modalities (Wu et al. 2023), which recognises transformations by an encoder of its own: its four cost half more.
+masked_timesteps, but for modalities (Wu et al. 2023), which recognises transformations by an encoder of its own: its four cost half more,
+and are learned from at a lower rate.
 """
 
 from typing import Any
@@ -56,6 +57,7 @@ def _fields(name: str, rows: int, modalities: ml_collections.ConfigDict) -> tupl
     fields: dict[str, Any] = {"pretrain.train.batch_size": rows, "model.causal": causal}
     if name == "modalities":  # transformations again, told by an encoder of other make
         name = modalities.objective.name
+        fields["pretrain.train.learning_rate"] = 5e-4  # at the others' 2e-3 batches this small leave it at chance, at 1e-3 as well
         fields |= {f"model.{own}": value for own, value in modalities.model.items()}
         fields |= {f"pretrain.objective.{name}.{own}": value for own, value in _without_name(modalities.objective).items()}
     return tuple(fields.items()) + (("pretrain.objective.name", name),)
