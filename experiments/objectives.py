@@ -4,8 +4,8 @@
 
 To choose a default by, so it reports validation folds, and what a labelled segment chooses is chosen within the N labels: the reported fold
 has chosen nothing but a pretraining's step, by its unlabelled loss. One division of each corpus and a part of the label counts and seeds are
-compared, in some two hours; `--config.data.folds=searches` takes every division, in which every speaker validates once. Beside every task stand
-scratch, the random encoder and functionals, which read no pretraining. Fine-tunings have the same grid for all.
+compared, in some 75 minutes on 2 cores; `--config.data.folds=searches` takes every division, in which every speaker validates once. Beside
+every task stand scratch, the random encoder and functionals, which read no pretraining. Fine-tunings have the same grid for all.
 Pretrainings take the same steps and nearly the same floating point operations: a task that costs more per row has fewer rows in a batch,
 in multiples of 4. `python -m experiments.bench_objectives --corpus ravdess` counts them: so many rows cost within an eighth of what 64 cost
 masked_timesteps, but for modalities (Wu et al. 2023), which recognises transformations by an encoder of its own: its four cost half more,
