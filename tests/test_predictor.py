@@ -84,7 +84,8 @@ def test_outputs_come_in_the_order_of_the_segments_and_are_finished_as_a_whole(r
     np.testing.assert_array_equal(made["num_steps"], segments.lengths)
     total = np.array([2 * segments.steps(i).sum(0) for i in range(21)])
     np.testing.assert_allclose(made["total"], total, rtol=1e-4, atol=1e-3)
-    of_recording = {r: total[segments.recordings == r].sum(0) for r in np.unique(segments.recordings)}
+    whole, recordings = folds["train"], folds["train"].recordings  # on which a part of it rests
+    of_recording = {r: sum(2 * whole.steps(i).sum(0) for i in np.flatnonzero(recordings == r)) for r in np.unique(recordings)}
     np.testing.assert_allclose(made["of_recording"], np.array([of_recording[r] for r in segments.recordings]) + 5, rtol=1e-4, atol=1e-2)
 
 

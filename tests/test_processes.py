@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, same
-from faults.processes import ARGUMENTS, QUICK, Run, wait
+from faults.processes import ARGUMENTS, QUICK, Run, outcome, wait
 
 from configs import quickstart
 from jax_emossl import memory, processes, results
@@ -55,7 +55,7 @@ class Processes:
 
     def outcome(self):
         """What is to be the same whenever the run is; the command names a port."""
-        made = self.run.outcome()
+        made = outcome(self.run.workdir)
         return made | {"results.json": json.loads(made["results.json"]) | {"command": ""}}
 
 
@@ -114,7 +114,7 @@ def test_only_the_first_writes_and_another_number_of_processes_goes_on(whole, ar
     (tmp_path / "run" / "results.json").unlink()
     alone = Run(tmp_path, arguments)
     subprocess.run(alone.command, cwd=tmp_path, env=environment(2), check=True, capture_output=True)
-    assert alone.outcome()["best"] == whole.outcome()["best"]
+    assert outcome(alone.workdir)["best"] == whole.outcome()["best"]
 
 
 def test_fine_tuning_and_evaluation_are_those_of_one_process(whole, demo_folder, tmp_path):

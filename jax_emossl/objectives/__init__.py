@@ -85,12 +85,14 @@ class LabelledObjective(Objective, Protocol):
       classes: what scores stand for.
       head: the kind of answer.
       standards_prior: segments of weight that the training fold has against a recording's own standards; infinite where it has none.
+      reads: what heads, and beside them linear arms, read of the encoder, see `Encoded.read`.
     """
 
     classes: tuple[str, ...]
     head: str
     labelled: bool = True
     standards_prior: float = math.inf
+    reads: str = "encoder"
 
     def constants(self, outputs: Outputs, basis: Int[np.ndarray, "b 3"]) -> Params:
         """What the loss needs of the encoder as it is, from `predict`'s outputs of some training segments.
