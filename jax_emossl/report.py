@@ -10,7 +10,6 @@ The document, with its order, its captions and its prose, is templates/report.md
 import argparse
 import base64
 import collections
-import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -142,7 +141,7 @@ def emotions(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:
     rows = []
     for metric in c.emotion_metrics:
         for budget in c.budgets(variant, arm, other):
-            values = (_cell(dataclasses.replace(c.estimate(variant, name, budget, metric), low=math.nan)) for name in (arm, other))
+            values = (_cell(Estimate(c.estimate(variant, name, budget, metric).value, math.nan, math.nan)) for name in (arm, other))
             rows.append([metric, c.budget_name(budget), *values, _cell(c.difference(variant, arm, other, budget, metric), "+.3f")])
     return pd.DataFrame(rows, columns=["emotion", "labels", arm, other, "difference"])
 

@@ -1,5 +1,6 @@
 """Pretrain, then compare with what one would do without: arms x label counts x seeds, on one or several rotations of the folds."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -20,6 +21,7 @@ from jax_emossl.data.folds import check_tested_once
 from jax_emossl.data.indices import Selection
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment, build, check_held_out, require
+from jax_emossl.objectives import assess
 from jax_emossl.objectives.emotion import category_names
 from jax_emossl.resident import nbytes, placement
 from jax_emossl.study import Answer, Cell, Study, budgets_within, num_labels
@@ -312,9 +314,10 @@ def _check_judges(validation: str, cells: Sequence[Cell], experiment: Experiment
     corpus, objective = experiment.corpus, experiment.objective
 
     def define(labels: np.ndarray) -> bool:
-        nothing = {"scores": np.zeros((len(labels), len(objective.classes)), np.float32)}
-        report, _ = objective.evaluate(nothing, labels, objective.calibrate(nothing, labels))
-        return report[objective.selection] is not None
+        with contextlib.suppress(UserError):
+            assess(objective, {"scores": np.zeros((len(labels), len(objective.classes)), np.float32)}, labels)
+            return True
+        return False
 
     if validation == "fold":
         if not define(experiment.segments("valid").labels):
