@@ -208,11 +208,13 @@ class Comparison:
         return significance.labels_needed(points, labels, self.runs(variant, arm, budget, metric), -1 if metric in LOWER_IS_BETTER else 1)
 
     def constant(self, metric: str) -> float | None:
-        """What the best constant reaches, mean over rotations; of several corpora, over recordings."""
+        """What the best constant reaches, of one emotion too, mean over rotations; of several corpora, over recordings."""
         if len(self.parts) > 1:
             values = [part.constant(metric) for part in self.parts]
             return None if None in values else float(np.average(values, weights=[part.recordings for part in self.parts]))
-        values = [row["metrics"].get(metric) for row in self.constants if row["variant"] == self.variants[0]]
+        name, _, emotion = metric.partition(" of ")
+        reports = [row["metrics"] for row in self.constants if row["variant"] == self.variants[0]]
+        values = [(report.get("per_emotion", {}).get(emotion, {}) if emotion else report).get(name) for report in reports]
         return float(np.mean(values)) if values and None not in values else None
 
     def confusion(self, variant: str, arm: str, budget: float) -> np.ndarray:

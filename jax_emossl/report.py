@@ -137,13 +137,14 @@ def labels_needed(c: Comparison, variant: str, arm: str, other: str) -> pd.DataF
 
 
 def emotions(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:
-    """Two arms and their difference: emotions and label counts in rows."""
+    """Two arms, their difference and the constant: emotions and label counts in rows."""
     rows = []
     for metric in c.emotion_metrics:
         for budget in c.budgets(variant, arm, other):
-            values = (_cell(Estimate(c.estimate(variant, name, budget, metric).value, math.nan, math.nan)) for name in (arm, other))
-            rows.append([metric, c.budget_name(budget), *values, _cell(c.difference(variant, arm, other, budget, metric), "+.3f")])
-    return pd.DataFrame(rows, columns=["emotion", "labels", arm, other, "difference"])
+            values = [*(c.estimate(variant, name, budget, metric).value for name in (arm, other)), c.constant(metric)]
+            shown = ["-" if value is None or math.isnan(value) else f"{value:.3f}" for value in values]
+            rows.append([metric, c.budget_name(budget), *shown, _cell(c.difference(variant, arm, other, budget, metric), "+.3f")])
+    return pd.DataFrame(rows, columns=["emotion", "labels", arm, other, "constant", "difference"])
 
 
 def choices(c: Comparison, variant: str) -> pd.DataFrame:

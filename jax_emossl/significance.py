@@ -19,6 +19,7 @@ from jax_emossl import metrics
 
 REPLICATES = 2000
 _EXACT = 12  # recordings up to which all exchanges are tried
+_FEWEST_BEYOND = 10  # draws beyond a bound: percentiles further out are the range of the draws, which says nothing of others
 _LEVEL = 0.95
 
 
@@ -296,8 +297,8 @@ def labels_needed(points: Sequence[Runs | Pool], labels: Sequence[float], target
     if not interval(sign * (replicates[:, -1] - replicates[:, 0]), *resampled)[0] > 0:
         return None
     value = _reached(sign * curve[None], labels, sign * np.array([target.value]))[0]
-    low, high = interval(_reached(sign * replicates, labels, sign * target.replicates), *resampled, method="nearest")
-    return None if low == 0 and high == np.inf else Estimate(float(value), low, high)
+    low, high = _percentiles(_reached(sign * replicates, labels, sign * target.replicates), *resampled, "nearest")
+    return None if low is None or low == 0 and high == np.inf else Estimate(float(value), low, high)
 
 
 def _reached(curves: Float[np.ndarray, "n b"], labels: Sequence[float], targets: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
@@ -322,16 +323,35 @@ def holm(estimates: Sequence[Estimate | None]) -> list[Estimate | None]:
     return corrected
 
 
-def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1, method: str = "linear") -> tuple[float, float]:
+def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1) -> tuple[float, float]:
     """95 % interval from bootstrap replicates: percentiles, expanded for few recordings (Hesterberg 2015, The American Statistician 69).
 
-    Of `recordings` resampled within several `corpora`, each takes one degree of freedom. `method` is NumPy's, of quantiles.
+    Of `recordings` resampled within several `corpora`, each takes one degree of freedom. Where too few draws lie beyond such percentiles, as
+    of up to seven recordings, it is Student's, of the replicates' deviation. NaN with a single degree of freedom or none: two recordings
+    cannot say how much others differ.
     """
     defined, freedom = replicates[~np.isnan(replicates)], recordings - corpora
-    if freedom < 1 or len(defined) == 0:
+    if freedom < 2 or len(defined) == 0:
         return float("nan"), float("nan")
-    quantile = stats.t.ppf(1 - (1 - _LEVEL) / 2, freedom) * np.sqrt(recordings / freedom)
-    tail = stats.norm.cdf(-quantile)
+    low, high = _percentiles(defined, recordings, corpora, "linear")
+    if low is None:
+        half = _expanded(recordings, corpora) * defined.std()
+        return float(defined.mean() - half), float(defined.mean() + half)
+    return low, high
+
+
+def _expanded(recordings: int, corpora: int) -> float:
+    """Deviations of the replicates from their mean to the bound: Student's quantile, and what a bootstrap of so few makes too narrow."""
+    freedom = recordings - corpora
+    return float(stats.t.ppf(1 - (1 - _LEVEL) / 2, freedom) * np.sqrt(recordings / freedom))
+
+
+def _percentiles(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int, method: str) -> tuple[float, float] | tuple[None, None]:
+    """Those as far out as the expanded quantile, by NumPy's `method`; None where the draws do not reach so far."""
+    defined = replicates[~np.isnan(replicates)]
+    tail = stats.norm.cdf(-_expanded(recordings, corpora))
+    if tail * len(defined) < _FEWEST_BEYOND:
+        return None, None
     return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail], method=method))
 
 

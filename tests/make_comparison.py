@@ -1,4 +1,4 @@
-"""A made-up comparison with categories: two rotations of three recordings, two arms, three label counts, two seeds."""
+"""A made-up comparison with categories: two rotations of four recordings, two arms, three label counts, two seeds."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ def write(out):
     rows = []
     for rotation in ("a", "b"):
         target = rng.integers(0, 3, 90)
-        names = np.repeat([f"{rotation}{i}" for i in range(3)], 30)
+        names = np.array([f"{rotation}{i}" for i in np.sort(np.arange(90) % 4)])
         rows.append({**_common(rotation, "constant", 0, 0), "metrics": {"uar": 1 / 3, "f1_macro": 0.2, "accuracy": 0.3}})
         for arm, skill in (("pretrained", 1.5), ("scratch", 0.5)):
             for budget in (30, 60, 0):

@@ -125,7 +125,7 @@ def test_two_variants_test_the_same_recordings(changed):
         table["runs"] += [row | {"folds": "b", "variant": "a"} for row in table["runs"] if row["folds"] == "b"]
 
     c = Comparison(changed(variants))
-    assert c.variants == ["a", "b"] and c.recordings == 6
+    assert c.variants == ["a", "b"] and c.recordings == 8
 
 
 def test_a_comparison_without_a_finished_cell_has_no_report_yet(changed):

@@ -45,7 +45,7 @@ def test_tables_stand_between_their_markers_and_nothing_else_changes(comparison,
     (row,) = [line for line in text.splitlines() if line.startswith("| 60 |")][:1]
     assert f"**{estimate:.3f}**" in row and row.endswith(f"| {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] |")
     assert (
-        "demo (SYNTHETIC), 6 test recordings, mean over 2 seeds; made by `python -m jax_emossl.main --config=x.py` at commit unknown"
+        "demo (SYNTHETIC), 8 test recordings, mean over 2 seeds; made by `python -m jax_emossl.main --config=x.py` at commit unknown"
         in text
     )
 

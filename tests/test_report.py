@@ -48,13 +48,13 @@ def test_the_report_says_what_its_intervals_rest_on(changed):
     out = changed(lambda table: [row.update(unit="speaker") for row in table["runs"]])
     report.write(out)
     text = " ".join((out / "report.md").read_text().split())
-    assert "replicates over the 6 test speakers, then" in text and "two arms change places in random speakers" in text
+    assert "replicates over the 8 test speakers, then" in text and "two arms change places in random speakers" in text
     assert "normalised with each speaker's own frames and segments" in text and "recording" not in text
     assert readme.summarised(Comparison(out))["unit"] == "speaker"
 
 
 def test_the_report_names_corpus_seeds_command_and_version_and_marks_synthetic_data(folder, written):
-    words = ("demo (SYNTHETIC)", "seeds 0, 1", "--config=x.py", "jax_emossl 9.9", "2 rotations", "6 test recordings", "(transductive)")
+    words = ("demo (SYNTHETIC)", "seeds 0, 1", "--config=x.py", "jax_emossl 9.9", "2 rotations", "8 test recordings", "(transductive)")
     for name in ("report.md", "report.html"):
         assert all(word in (folder / name).read_text() for word in words)
 
@@ -72,7 +72,7 @@ def test_tables_hold_estimates_with_intervals_and_the_constant(folder, written):
     e = Comparison(folder).estimate("", "pretrained", 30, "uar")
     assert f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" in rows["pretrained"] and e.low < e.value < e.high
     assert "0.333" in rows["constant"]
-    assert "p = 0.031" in (folder / "tables" / "difference_scratch.csv").read_text()  # 2 / 2^6, the smallest there is
+    assert "p = 0.008" in (folder / "tables" / "difference_scratch.csv").read_text()  # 2 / 2^8, the smallest there is
     assert (folder / "tables" / "choices.csv").read_text().splitlines()[:2] == ['arm,labels,"full, rate 0.001"', "pretrained,30,4"]
 
 
@@ -168,7 +168,7 @@ def test_a_report_of_the_validation_fold_says_so(changed, undrawn):
     out = changed(valid)
     report.write(out)
     text = " ".join((out / "report.md").read_text().split())
-    assert "6 validation recordings" in text and "optimistic and only to be compared with one another" in text
+    assert "8 validation recordings" in text and "optimistic and only to be compared with one another" in text
     assert "normalised by the training fold alone" in text and "test recording" not in text and "transductive" not in text
     assert "demo (SYNTHETIC), validation fold" in text and "read functionals of the whole segment" not in text
 

@@ -230,20 +230,32 @@ def test_p_values_of_auroc_are_uniform_where_arms_differ_in_scale_alone(monkeypa
         assert np.mean(np.array(ps) <= level) == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 120))
 
 
-def test_the_interval_is_expanded_for_few_recordings_and_undefined_for_one():
+def test_the_interval_of_three_recordings_covers_what_others_would_give(monkeypatch):
+    monkeypatch.setattr(significance, "REPLICATES", 400)
+    rng, covered = np.random.default_rng(16), []
+    for _ in range(200):
+        one, two = simulated(rng, 3, segments=400, seeds=2)  # chance within a recording hides nothing of how recordings differ
+        made = one.difference(two)
+        covered.append(made.low <= 0 <= made.high)
+    assert np.mean(covered) >= 0.93  # the range of the draws, to which percentiles come down: .89
+
+
+def test_the_interval_is_expanded_for_few_recordings_and_undefined_for_two():
     normal = np.random.default_rng(6).normal(size=200_000)
     low, high = interval(normal, 10_000)
     assert (low, high) == pytest.approx((-1.96, 1.96), abs=0.03)
     assert interval(normal, 9)[1] == pytest.approx(2.306 * np.sqrt(9 / 8), abs=0.06)  # t(0.975, 8)
-    assert np.isnan(interval(normal, 1)).all()
+    assert interval(normal, 3) == pytest.approx((-4.303 * np.sqrt(3 / 2), 4.303 * np.sqrt(3 / 2)), rel=0.01)  # t(0.975, 2)
+    assert interval(normal[:2000], 7)[1] == pytest.approx(2.447 * np.sqrt(7 / 6), abs=0.1)  # percentiles or not
+    assert np.isnan([interval(normal, 1), interval(normal, 2), interval(normal, 4, corpora=3)]).all()
 
 
 def two_arms(rng, counts=(30, 300), name="r"):
-    """Per label count the accuracies of a better and a worse arm, over six recordings and two seeds."""
+    """Per label count the accuracies of a better and a worse arm, over eight recordings and two seeds."""
     metric = category_metrics(CLASSES)["accuracy"]
     made = []
     for skill in (1.5, 0.8):
-        made.append([Runs({("", s): category_run(rng, 6, skill=skill + n / 300, name=name) for s in (0, 1)}, metric) for n in counts])
+        made.append([Runs({("", s): category_run(rng, 8, skill=skill + n / 300, name=name) for s in (0, 1)}, metric) for n in counts])
     return made
 
 
