@@ -46,7 +46,7 @@ _ALLOWED: dict[str, tuple | str | Callable[[], list[str]]] = {
     "train.steps": (1, _MOST),
     "train.weight_decay": (0, 1e6),
     "train.clip_norm": (1e-9, _ANY),
-    "data.clip": (1e-3, 1e6),
+    "data.clip": (1e-3, 6e4),  # what float16 holds
     "data.normalise_by": MODES,
     "data.enrolment": (1, 1_000_000),
     "data.loader": ("memory", "tf.data"),
@@ -409,10 +409,13 @@ def _check_source(source: str) -> None:
 
 
 def _check_variants(variants: Sequence) -> None:
-    if not all(len(own) == 2 and isinstance(own[0], str) and all(len(pair) == 2 for pair in own[1]) for own in variants):
+    def pair(own: Any) -> bool:
+        return isinstance(own, tuple | list) and len(own) == 2 and isinstance(own[0], str)
+
+    if not all(pair(own) and isinstance(own[1], tuple | list) and all(map(pair, own[1])) for own in variants):
         raise UserError("compare.variants must be pairs (name, ((field, value), ...)): correct it.")
     for name in (names := [name for name, _ in variants]):
-        if name != Path(name).name or len(name) > 100 or names.count(name) > 1:
+        if name != Path(name).name or name == ".." or len(name) > 100 or names.count(name) > 1:
             raise UserError(f"compare.variants: a folder is named '{name}'; give up to 100 letters without '/', and each name once.")
 
 
@@ -421,7 +424,7 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     fields = flat(config)
     heads = [name for name, value in fields.items() if name.endswith("objective.head") and value == "category"]
     unread = {name.replace("head", "loss"): f"{name} is category" for name in heads}
-    if config.data.get("resident") == "memory" and config.task == "train":
+    if config.data.get("resident") == "memory":
         unread["data.loader"] = "data.resident is memory"
     by = fields.get("data.normalise_by")
     if by not in (None, ENROLMENT, NEUTRAL):
@@ -434,13 +437,17 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
             part, listed, own = field.removeprefix(group).partition(".")
             if listed and (part not in parts or (own == "weight" and len(parts) == 1)):
                 unread[field] = f"{name} is {fields[name]}"
+    unread |= {
+        name.replace("epochs", "most_steps"): f"{name} is 0" for name, value in fields.items() if name.endswith("epochs") and not value
+    }
     if fields.get("train.strategy", "probe-then-full") != "probe-then-full":
         unread["train.probe_steps"] = f"train.strategy is {config.train.strategy}"
     if config.task != "compare":
         return unread
     arms, strategies = [ARMS[name] for name in config.compare.arms], config.compare.strategies
     if not any(arm.needs_pretraining for arm in arms):
-        unread |= {name: "no arm in compare.arms is pretrained" for name in fields if name.startswith("pretrain.")}
+        of_pretraining = [name for name in fields if name.startswith(("pretrain.", "compare.pretrain"))]
+        unread |= dict.fromkeys(of_pretraining, "no arm in compare.arms is pretrained")
     elif Path(config.compare.pretrain_on, "card.json").is_file():
         why = f"compare.pretrain_on is {config.compare.pretrain_on}, which is trained"
         unread |= {name: why for name in fields if name.startswith("pretrain.") or name == "compare.pretrainings"}
@@ -452,5 +459,7 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     if not tuned or set(strategies) == {"linear"}:
         why = "compare.strategies is linear alone" if tuned else "no arm in compare.arms is trained"
         trained = [name for name in fields if name.startswith("finetune.train.") and name != "finetune.train.batch_size"]
-        unread |= dict.fromkeys([*trained, "compare.learning_rates", *([] if tuned else ["compare.strategies"])], why)
+        unread |= dict.fromkeys(
+            [*trained, "finetune.objective.dropout", "compare.learning_rates", *([] if tuned else ["compare.strategies"])], why
+        )
     return unread

@@ -104,7 +104,10 @@ def _trainings(
         return len(known) > size
 
     if config.task != "compare":
-        yield "training", 1, config
+        own = config.copy_and_resolve_references()
+        if "num_labels" in own:
+            own.train = fields.stretched(own.train, own.num_labels or available)
+        yield "training", 1, own
         return
     for variant, changes in config.compare.variants:
         own = fields.varied(config, variant, changes, target)

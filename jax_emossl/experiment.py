@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jax_emossl import checkpoint, encoders, objectives, processes, standards
+from jax_emossl import checkpoint, encoders, mesh, objectives, processes, standards
 from jax_emossl.card import Card
 from jax_emossl.config import stretched
 from jax_emossl.data import corpora, label_budget
@@ -75,6 +75,11 @@ class Experiment:
     def sizes(self) -> tuple[int, float]:
         """Batch size and growth of padded lengths, as `predict` takes them."""
         return self.config.train.batch_size, self.config.data.bucket_growth
+
+    def check_batches(self, members: int) -> None:
+        """UserError where the devices cannot share the batches of so many trainings like this one."""
+        train = self.config.train
+        mesh.check_batch_size(train.batch_size, mesh.make(members), train.accumulate, self.objective.together)
 
     def check_alike(self) -> None:
         """UserError in all of several processes whose corpora differ."""

@@ -22,7 +22,7 @@ from jax_emossl import memory, metrics, preemption, processes
 from jax_emossl import mesh as meshes
 from jax_emossl.checkpoint import Checkpoints, Snapshot
 from jax_emossl.data.batches import Batch, Segments, in_memory
-from jax_emossl.data.indices import Sampler
+from jax_emossl.data.indices import Sampler, padded_length
 from jax_emossl.data.pipeline import tf_data
 from jax_emossl.logs import Scalars
 from jax_emossl.objectives import Objective, Params, Variables, assess
@@ -197,7 +197,7 @@ class _Run:
         if None in reference:
             return variables
         outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident, over)
-        rows = max(map(len, reference))  # of members that are stacked
+        rows = padded_length(max(map(len, reference)), self.sizes[1])  # by recordings, their number varies: few shapes to compile
         own = [
             self.objective.constants({name: _filled(values, rows, 0) for name, values in made.items()}, _filled(part.basis, rows, -1))
             for made, part in zip(outputs, reference, strict=True)

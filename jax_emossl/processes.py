@@ -250,7 +250,7 @@ def bound() -> Iterator[None]:
             print(f"error: Another process has ended ({detail}): run the same command again in all of them to go on.", file=sys.stderr)
         else:
             traceback.print_exc()
-        _leave(preemption.EXIT_CODE if lost else 1)
+        _leave(1)  # a lost peer, too: it may have ended by a mistake, which a queue that starts such a job anew would repeat for ever
 
 
 def _leave(code: int) -> None:

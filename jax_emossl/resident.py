@@ -63,7 +63,7 @@ def _aligned(number: int, dimension: int) -> Float[np.ndarray, "n d"]:
 
 
 def dtype() -> np.dtype:
-    """Of model steps that are resident."""
+    """Of model steps that are resident; `data.clip` keeps them within float16."""
     return np.dtype(np.float32 if jax.default_backend() == "cpu" else np.float16)
 
 

@@ -96,7 +96,11 @@ def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Tr
         if not own:
             labels = f"{cell.budget:g}" if cell.budget else "all"
             raise UserError(f"Every training of {cell.arm} with {labels} labels diverged: lower compare.learning_rates.")
-    kept = [alike(objective, own, valid) for own, valid in zip(made, judges, strict=True)]
+    # Of several processes the first decides: the last digits of others' may differ.
+    places = processes.of_first(
+        lambda: [[own.index(a) for a in alike(objective, own, valid)] for own, valid in zip(made, judges, strict=True)]
+    )
+    kept = [[own[i] for i in some] for own, some in zip(made, places, strict=True)]
     # The reported fold may be large: those that are not kept do not read it.
     asked, wanted = list(itertools.chain(*tuned)), set(itertools.chain(*kept))
     reported = dict(zip(asked, said([study.reported] * len(asked), [own not in wanted for own in asked]), strict=True))

@@ -26,19 +26,25 @@ def default(config_path: str) -> Path:
 def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False) -> None:
     """Makes the folder this process's own and writes its config, or checks that it is the folder of the same run.
 
-    With `insist` a config that differs replaces the folder's, and what is finished stays. Raises UserError where the folder
-    cannot be written, is in use, or belongs to another run or, where it is insisted upon, to a finished one.
+    With `insist`, which holds for the folders within it, too, a config that differs replaces the folder's, and what is finished stays.
+    Raises UserError where the folder cannot be written, is in use, or belongs to another run or, where itself is insisted upon, to a
+    finished one.
     """
     wanted = plain(config)
     file = workdir / CONFIG_FILE
+    within = not _insisted.isdisjoint(workdir.absolute().parents)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _lock(workdir)
-        finished = insist and (workdir / RESULTS_FILE).exists()
+        finished = (insist or within) and (workdir / RESULTS_FILE).exists()
+        if finished and within:
+            return
+        if insist:
+            _insisted.add(workdir.absolute())
         if finished and not read_config(workdir).get("task") == config.get("task") == "compare":  # whose results grow by the cell
             raise UserError(f"{workdir} holds a finished run, on which --insist cannot go on: give another --workdir.")
         started = any((workdir / name).exists() for name in (RESULTS_FILE, "checkpoints", "pretrain"))
-        if file.exists() and started and not insist:
+        if file.exists() and started and not (insist or within):
             before, now = flat(plain(read_config(workdir))), flat(wanted)
             if differing := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
                 raise UserError(
@@ -51,6 +57,7 @@ def enter(workdir: Path, config: ml_collections.ConfigDict, insist: bool = False
         raise UserError(f"{workdir} cannot be written ({error.strerror}): give another --workdir.") from error
 
 
+_insisted: set[Path] = set()  # folders of this process's run
 _locks: dict[Path, IO] = {}  # held open, so that they end with the process, however it ends
 
 

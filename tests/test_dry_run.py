@@ -85,6 +85,12 @@ def test_a_prepared_corpus_tells_its_segments(described, demo_corpus):
     assert "trains 1 x training of 2000 steps of 64 x 2.56 s" in lines
 
 
+@pytest.mark.parametrize(("labels", "steps"), [(0, 652), (30, 120)])
+def test_a_fine_tuning_is_stretched_as_it_will_be(monkeypatch, described, labels, steps):
+    monkeypatch.setattr(dry_run, "_ASSUMED", dry_run._ASSUMED._replace(folds={"train": (2608, 800_000), "valid": (500, 200_000)}))
+    assert f"trains 1 x training of {steps} steps of 32 x 8 s" in described("configs.scratch", {"num_labels": labels})
+
+
 def test_time_grows_with_the_steps_and_memory_with_the_batch(described, demo_folder):
     base = {"data.prepared": str(demo_folder), "train.eval_every": 10_000}
     one, longer, wider = (

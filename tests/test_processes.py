@@ -140,7 +140,7 @@ def test_when_one_is_killed_the_other_ends_and_all_go_on_bit_by_bit(whole, again
     assert wait(second, lambda: 4 in again.run.steps())
     second.kill()
     (code, _, err), _ = ended([first, second])
-    assert code not in (0, 2), err
+    assert code not in (0, 2, 75), err
     assert not (again.run.workdir / "results.json").exists()
     assert [code for code, *_ in again.finish()] == [0, 0]
     assert again.outcome() == whole.outcome()
@@ -192,7 +192,7 @@ def test_a_mistake_that_one_finds_ends_all(again):
 def test_a_disk_that_is_full_ends_all(again):
     first, second = ended(again.start(within=["sh", "-c", 'ulimit -f 64; exec "$@"', "sh"]))
     assert first[0] == 2 and "error: A checkpoint in run cannot be saved" in first[2]
-    assert second[0] not in (0, 2)
+    assert second[0] not in (0, 2, 75)  # 75 would have a queue start it anew for ever
 
 
 @pytest.fixture(scope="module")

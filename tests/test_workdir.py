@@ -39,6 +39,19 @@ def test_a_comparison_goes_on_past_its_first_cell_where_it_is_insisted(tmp_path,
         workdir.enter(tmp_path, tiny_config("scratch"), insist=True)
 
 
+def test_what_is_insisted_upon_holds_within_and_what_is_finished_there_stays(tmp_path, tiny_config):
+    for folder in (tmp_path, finished := tmp_path / "pretrain" / "a", begun := tmp_path / "pretrain" / "b"):
+        workdir.enter(folder, tiny_config("scratch", task="compare"))
+    (finished / "results.json").write_text("{}")
+    (begun / "checkpoints").mkdir()
+    changed = tiny_config("scratch", task="compare", num_labels=3)
+    with pytest.raises(UserError, match="differs in num_labels"):
+        workdir.enter(begun, changed)
+    for folder in (tmp_path, finished, begun):
+        workdir.enter(folder, changed, insist=folder == tmp_path)
+    assert workdir.read_config(begun).num_labels == 3 and workdir.read_config(finished).num_labels == 0
+
+
 def test_a_run_that_has_not_started_may_be_corrected(tmp_path, tiny_config):
     workdir.enter(tmp_path, tiny_config("scratch", num_labels=99_999))
     workdir.enter(tmp_path, tiny_config("scratch", num_labels=3))

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -34,7 +35,8 @@ _MOST_SHOWN = 2000  # segments in the embedding map
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (variant, rotation, arm, label count, seed) that `out` does not hold yet; returns all rows."""
-    mesh.use_cpu_cores([own.train.batch_size // own.train.accumulate for own in (config.pretrain, config.finetune)])
+    trainings = [own for one in _varied(config) for own in (one.pretrain.train, one.finetune.train)]
+    mesh.use_cpu_cores([train.batch_size // train.accumulate for train in trainings])
     with processes.as_one():
         targets, known = corpora.targets(config.data), {}
     processes.check_alike(lambda: {"data.folds": targets})
@@ -45,6 +47,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
         _check_classes(plans)
     for plan in plans:
         plan.unpretrained.check_alike()
+        if any(ARMS[cell.arm].mechanism == "tuned" for cell in plan.cells):
+            plan.unpretrained.check_batches(max(1, len(configs.trained_points(plan.config.compare))))
     # So far all that cannot be compared is refused, before anything is trained.
     print("\n".join(dict.fromkeys(plan.placement for plan in plans)), flush=True)
     for sentence in dict.fromkeys(plan.unpretrained.crop_notice(plan.unpretrained.segments("train")) for plan in plans):
@@ -77,6 +81,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
                     results.write(file, rows, config)
                     bar.update(whole - left(rows) - bar.n)
                     preemption.stop_if_requested()
+    if processes.first():
+        shutil.rmtree(out / _IN_PROGRESS, ignore_errors=True)
     print("\n".join(dict.fromkeys(plan.context() for plan in plans)))
     print(processes.of_first(lambda: report.write(out)))
     return rows
@@ -120,7 +126,9 @@ class _Plan:
         plan = cls(config, out, name, rotation, folders, experiment, cells, [*twins])
         twins.append(name)
         if plan.pretrains and plan.trains:
-            check_held_out(build(pretrainings[0]).card(), experiment.corpus, f"A pretraining on {source}")
+            pretraining = build(pretrainings[0])
+            check_held_out(pretraining.card(), experiment.corpus, f"A pretraining on {source}")
+            pretraining.check_batches(1)
         elif plan.pretrains:
             plan.pretrain()  # which is there: refused now where it does not fit
         return plan
@@ -250,6 +258,11 @@ class _Plan:
         labelled = num_labels(cell.budget, len(train_labels))
         row = results.row(experiment.name, experiment.synthetic, cell.arm, labelled, cell.seed, fold, answer.step, selection, made)
         return row | place | encoder | {"predictions": kept, "classes": list(objective.classes)}
+
+
+def _varied(config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict]:
+    """The config of every variant, on any division of the folds."""
+    return (configs.varied(config, *variant, {}) for variant in config.compare.variants)
 
 
 def _constants(study: Study, cells: Sequence[Cell], *_) -> Iterator[list[tuple[Cell, Answer]]]:
