@@ -35,7 +35,6 @@ from jax_emossl.workdir import write_atomically
 SEGMENTS = "segments.csv"
 _GAP = 1.5 * SHORTEST_UNLABELLED_SECONDS  # of nothing between the files of a recording, so that no stretch without labels spans two
 _SHARE = 0.2  # of the speakers, in the validation and in the test fold
-_OVERHANG = 0.1  # s by which a segment may end after its file, as rounded times do
 _EXAMPLE = """
 examples:
   python -m jax_emossl.encode --audio recordings/ --labels labels.csv --out corpus/
@@ -65,7 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--audio", type=Path, metavar="DIR", help=f"recordings ({', '.join(audio.SUFFIXES)}), in folders or not")
+    source.add_argument(
+        "--audio",
+        type=Path,
+        metavar="DIR",
+        help=f"recordings ({', '.join(audio.SUFFIXES)}), in folders or not; "
+        "an MP3 of variable bit rate needs the header with its length (Xing), which encoders write unless told not to",
+    )
     source.add_argument(
         "--arrays",
         type=Path,
@@ -95,6 +100,10 @@ def run(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     if os.path.lexists(args.out):
         raise UserError(f"{args.out} exists: remove it, or give another --out.")
+    if "+" in str(args.out):
+        raise UserError(f"{args.out} has a '+', by which configs join corpora: give another --out.")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is negative: give 0 or more.")
     source = _arrays(args) if args.arrays else _audio(args)
     table = _table(args, source)
     files = _in_order(table.files)
@@ -139,7 +148,7 @@ def _table(args: argparse.Namespace, source: _Source) -> labels.Table:
     if args.dataset:
         return datasets.table(args.dataset, source.names, args.audio)
     if not args.labels:
-        return labels.Table.unlabelled(source.names)
+        return labels.Table.unlabelled(source.names, args.audio or args.arrays)
     table, there = labels.Table.read(args.labels), set(source.names)
     if not table.emotions and any((segment.start, segment.end) != (None, None) for file in table.files for segment in file.segments):
         raise UserError(f"{args.labels} has times but no emotions, without which whole files are read: add some, or leave the times out.")
@@ -171,6 +180,8 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
         return [{name: [recording for recording in speakers if fold[recording] == name] for name in FOLDS}]
     if rotations < 1:
         raise UserError(f"--rotations {rotations} divides nothing: give 1 or more.")
+    if rotations > 1 and not table.emotions:
+        raise UserError(f"--rotations {rotations} would test recordings without labels, which none can be: leave it out.")
     everyone = sorted(set(speakers.values()))
     # Two are left untested by every division, to train and to validate.
     needed = {1: 3 if table.emotions else 2, 2: 4}.get(rotations, rotations)
@@ -270,12 +281,7 @@ def _write(
         if frames.shape[1] != width:
             raise UserError(f"{file.name} has {frames.shape[1]} dimensions where {files[0].name} has {width}: encode them alike.")
         first, length = offset.get(file.recording, 0.0), len(frames) * source.hop
-        for segment in file.segments if table.emotions else ():
-            start, end = segment.start or 0.0, length if segment.end is None else segment.end
-            if start >= length or end > length + _OVERHANG:
-                raise UserError(
-                    f"Row {segment.row} of the labels runs from {start:g} s to {end:g} s, but {file.name} ends at {length:g} s: correct it."
-                )
+        for segment, (start, end) in zip(file.segments, file.spans(length, table.where), strict=True) if table.emotions else ():
             rows.append((file.recording, len(spans.get(file.recording, ())), file.name, start, min(end, length)))
             spans.setdefault(file.recording, []).append((first + start, first + min(end, length)))
             intensities.setdefault(file.recording, []).append(segment.intensities)
@@ -297,7 +303,9 @@ def _write(
         write_atomically(out / corpora.SPEAKERS, json.dumps(_speakers(files), indent=1))
     counts = ", ".join(f"{len(own)} {fold}" for fold, own in divisions[0].items())
     named = f"; labels: {', '.join(table.emotions)}" if table.emotions else "; no labels"
-    return f"{len(files)} files, {seconds / 60:.1f} minutes, {width} features every {source.hop:g} s; recordings: {counts}{named}"
+    unit = "file" if len(offset) == len(files) else "recording"
+    drawn = f"\nFolds were drawn by {unit}, since there is no column speaker." if not (table.knows_speakers or files[0].fold) else ""
+    return f"{len(files)} files, {seconds / 60:.1f} minutes, {width} features every {source.hop:g} s; recordings: {counts}{named}{drawn}"
 
 
 def _recordings(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -334,6 +335,17 @@ TABLE = {"file": ["a", "b"], "speaker": ["x", "y"], "happy": [0, 3]}
         ({"speaker": ["x", "x"], "fold": ["train", "test"]}, "'x' in two folds"),
         ({"emotion": ["happy", "sad"]}, "'emotion' and others"),
         ({"happy": [0, "nan"]}, "row 2, column 'happy', holds 'nan' where a number is needed"),
+        ({"start": [0, -1]}, "row 2, runs from -1 s to its end: correct"),
+        ({"happy": [0, 0]}, "labels.csv has no intensity but 0"),
+        ({"speaker": ["x", "x"], "file": ["a", "a"]}, "rows 1 and 2, are of the same stretch of a"),
+        ({"speaker": ["x", "x"], "file": ["a", "a"], "start": [1, 1], "end": [2, 2]}, "rows 1 and 2, are of the same stretch of a"),
+        ({"bore\N{NO-BREAK SPACE}dom": [0, 1]}, r"the column 'bore\\xa0dom', with a character that does not print"),
+        ({"": [0, 1]}, "has a column without a name"),
+        ({"happy ": [0, 1]}, "has two columns 'happy'"),
+        ({"Speaker": ["x", "y"]}, "has the column 'Speaker': write it 'speaker'"),
+        ({"START": [0, 1]}, "has the column 'START': write it 'start'"),
+        ({"speaker": ["a/x", "a_x"]}, "has the names 'a/x' and 'a_x', both of which would become 'a_x'"),
+        ({"speaker": ["x", ".."]}, "has the name '..', which stands for a folder"),
     ],
 )
 def test_a_table_that_contradicts_itself_is_one_sentence(columns, words):
@@ -346,7 +358,49 @@ def test_names_with_dots_and_slashes_stay_apart():
         pd.DataFrame({"file": ["x/a.wav", "x/a.flac"], "speaker": ["a.smith", "a/jones"], "happy": [1, 2]}), "labels.csv"
     )
     assert [file.recording for file in table.files] == ["a.smith", "a_jones"]
-    assert [file.recording for file in labels.Table.unlabelled(["x/a.wav", "x/a.flac"]).files] == ["x_a.wav", "x_a.flac"]
+    assert [file.recording for file in labels.Table.unlabelled(["x/a.wav", "x/a.flac"], "wav").files] == ["x_a.wav", "x_a.flac"]
+    with pytest.raises(UserError, match="wav has the names 'x/a.wav' and 'x_a.wav'"):
+        labels.Table.unlabelled(["x/a.wav", "x_a.wav"], "wav")
+
+
+@pytest.mark.parametrize("odd", ["\N{NO-BREAK SPACE}", "\N{NARROW NO-BREAK SPACE}", "\0"])
+def test_speakers_have_names_that_print(odd):
+    files = labels.Table.of(pd.DataFrame(TABLE | {"speaker": [f"x{odd}1", "y"]}), "labels.csv").files
+    assert [(file.speaker, file.recording) for file in files] == [("x_1", "x_1"), ("y", "y")]
+
+
+def test_files_whose_names_are_no_text_make_a_corpus_that_can_be_read(tmp_path):
+    (tmp_path / "arrays").mkdir()
+    for name in (b"caf\xe9", b"nar\xe2\x80\xafrow", b"a"):
+        np.save(os.fsdecode(os.fsencode(tmp_path / "arrays") + b"/" + name + b".npy"), np.ones((200, 3)))
+    run("--arrays", tmp_path / "arrays", "--hop", 0.02, "--out", tmp_path / "corpus")
+    with csd.Sequence(tmp_path / "corpus/features.csd") as features:
+        assert features.ids == ["a.npy", "caf_.npy", "nar_row.npy"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("file,speaker,happy,happy\na,x,0,1\n", "has two columns 'happy'"),
+        ("file,speaker ,speaker,happy\na,x,x,1\n", "has two columns 'speaker'"),
+        (",file,happy\n0,a,1\n", "has a column without a name"),
+        ("file,happy\na,1,2\n", r"is no CSV file that can be read \(.* Expected 2 fields in line 2, saw 3"),
+        ("file,speaker,happy\na,x\n", "row 1, column 'happy', holds '' where a number is needed"),
+        ("file,emotion\na,happy\nb,bore\N{NO-BREAK SPACE}dom\n", r"row 2, names the emotion 'bore\\xa0dom', with a character"),
+        ("", "is no CSV file that can be read"),
+        ("file,happy\n", "has no rows"),
+    ],
+)
+def test_a_file_that_is_no_table_is_one_sentence(content, words, tmp_path):
+    with pytest.raises(UserError, match=f"labels.csv.* {words}"):
+        labels.Table.read(_with(tmp_path / "labels.csv", content))
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zip", "bz2", "xz"])
+def test_a_table_that_was_compressed_is_one_sentence(suffix, tmp_path):
+    pd.DataFrame(TABLE).to_csv(tmp_path / f"labels.csv.{suffix}", index=False)
+    with pytest.raises(UserError, match="is no CSV file that can be read"):
+        labels.Table.read(tmp_path / f"labels.csv.{suffix}")
 
 
 def test_a_table_of_neutral_alone_is_one_sentence():
@@ -426,8 +480,15 @@ def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):
         [{"file": file.name, "speaker": file.name[:3], "start": 0, "end": 9, "happy": 1} for file in sorted(folder.iterdir())]
     )
     ends.to_csv(table, index=False)
-    refuses("runs from 0 s to 9 s, but ann_1.wav ends at", "--audio", folder, "--labels", table, "--out", out, "--jobs", 1)
-    assert not out.exists()
+    refuses(
+        "labels.csv, row 1, runs from 0 s to 9 s, but ann_1.wav ends at", "--audio", folder, "--labels", table, "--out", out, "--jobs", 1
+    )
+    ends.drop(columns="end").assign(start=9).to_csv(table, index=False)
+    refuses("row 1, runs from 9 s to its end, but ann_1.wav", "--audio", folder, "--labels", table, "--out", out, "--jobs", 1)
+    refuses("--rotations 2 would test recordings without labels", "--audio", folder, "--rotations", 2, "--out", out)
+    refuses("--seed -1 is negative", "--audio", folder, "--seed", -1, "--out", out)
+    refuses("c[+]d/x has a '[+]', by which configs join corpora", "--audio", folder, "--out", tmp_path / "c+d/x")
+    assert not out.exists() and not (tmp_path / "c+d").exists()
     out.mkdir()
     refuses("exists: remove it", "--audio", folder, "--out", out)
 
@@ -498,6 +559,7 @@ def test_the_command_prints_one_sentence_and_a_summary(recordings, tmp_path):
     assert failed.returncode == 2 and failed.stderr.startswith("error: ") and "Traceback" not in failed.stderr
     made = subprocess.run([*command, str(recordings[0])], capture_output=True, text=True, check=True)
     assert "10 files" in made.stdout and "8 train, 2 valid, 0 test; no labels" in made.stdout
+    assert "\nFolds were drawn by file, since there is no column speaker." in made.stdout
     assert f"pretrain on it with --config=configs/pretrain.py:{tmp_path / 'corpus'}" in made.stdout
     assert prepared.is_prepared(tmp_path / "corpus") is False
 
@@ -531,9 +593,10 @@ def test_an_array_that_was_mended_is_read_again(tmp_path):
     assert (tmp_path / "corpus" / "features.csd").is_file()
 
 
-def test_names_that_look_like_numbers_stay_names(tmp_path):
+@pytest.mark.parametrize("header", ["file,speaker,happy", "file , speaker ,happy"])
+def test_names_that_look_like_numbers_stay_names(header, tmp_path):
     np.savez(tmp_path / "arrays.npz", **{f"00{i}": np.ones((20, 3), np.float32) for i in range(1, 4)})
-    (tmp_path / "labels.csv").write_text("file,speaker,happy\n" + "".join(f"00{i},0{i},{i}\n" for i in range(1, 4)))
+    (tmp_path / "labels.csv").write_text(f"{header}\n" + "".join(f"00{i},0{i},{i}\n" for i in range(1, 4)))
     run("--arrays", tmp_path / "arrays.npz", "--hop", 0.02, "--labels", tmp_path / "labels.csv", "--out", tmp_path / "corpus")
     assert set(json.loads((tmp_path / "corpus/speakers.json").read_text())) == {"01", "02", "03"}
 

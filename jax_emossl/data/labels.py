@@ -17,6 +17,7 @@ from jax_emossl.errors import UserError
 
 COLUMNS = ("file", "speaker", "recording", "start", "end", "fold")
 MAX_INTENSITY = 3.0
+_OVERHANG = 0.1  # s by which a segment may end after its file, as rounded times do
 _NO_EMOTION = ("neutral", "calm", "none", "no emotion")
 _DIMENSIONS = ("arousal", "valence", "dominance", "activation", "pleasure", "sentiment", "power", "expectation")
 _OTHER_NAMES = {
@@ -41,6 +42,11 @@ class Segment:
     end: float | None
     intensities: tuple[float, ...]
 
+    @property
+    def words(self) -> str:
+        """From when to when it runs, as the table has it."""
+        return f"runs from {self.start or 0:.10g} s to {'its end' if self.end is None else f'{self.end:.10g} s'}"
+
 
 @dataclasses.dataclass(frozen=True)
 class File:
@@ -52,43 +58,65 @@ class File:
     fold: str
     segments: tuple[Segment, ...]
 
+    def spans(self, seconds: float, where: object) -> list[tuple[float, float]]:
+        """When its segments start and end, in a file of so many seconds; UserError, naming the table, where one lies beyond."""
+        for segment in self.segments:
+            if (segment.start or 0.0) >= seconds or (segment.end is not None and segment.end > seconds + _OVERHANG):
+                raise UserError(f"{where}, row {segment.row}, {segment.words}, but {self.name} ends at {seconds:.10g} s: correct it.")
+        return [(segment.start or 0.0, seconds if segment.end is None else segment.end) for segment in self.segments]
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Files and what they carry; no `emotions` where nothing is labelled."""
+    """Files and what they carry; no `emotions` where nothing is labelled. `where` it is from, messages say."""
 
     emotions: tuple[str, ...]
     files: tuple[File, ...]
     knows_speakers: bool
+    where: object
 
     @classmethod
-    def unlabelled(cls, names: Sequence[str]) -> "Table":
+    def unlabelled(cls, names: Sequence[str], where: object) -> "Table":
         """Of files alone: each is a recording of its own."""
-        return cls((), tuple(File(name, _entry(name), _entry(name), "", ()) for name in names), False)
+        taken: dict[str, str] = {}
+        entries = {name: _entry(name, taken, where) for name in names}
+        return cls((), tuple(File(name, entry, entry, "", ()) for name, entry in entries.items()), False, where)
 
     @classmethod
-    def of(cls, frame: pd.DataFrame, where: object) -> "Table":
-        """The table in a data frame of texts and numbers; UserError, naming row and column, where it is none."""
+    def of(cls, frame: pd.DataFrame, where: object, columns: Collection[str] = ()) -> "Table":
+        """The table in a data frame of texts and numbers, of its columns only those asked for, if any.
+
+        UserError, naming row and column, where it is none.
+        """
+        header = [str(column).strip() for column in frame]
+        asked = [not columns or name.lower() in columns for name in header]
+        _check_header([name for name, wanted in zip(header, asked, strict=True) if wanted], where)
+        frame = frame.set_axis(header, axis=1)
         if "file" not in frame:
             there = ", ".join(f"'{column}'" for column in frame) or "none"
             raise UserError(f"{where} has no column 'file' (it has {there}): add one with each recording's file; commas part columns.")
         if frame.empty:
             raise UserError(f"{where} has no rows: add one for each file.")
+        frame = frame.loc[:, asked]
         emotions, intensities = _intensities(frame, where)
         times = {name: _numbers(frame, name, where) if name in frame else [None] * len(frame) for name in ("start", "end")}
         texts = {name: frame[name].astype(str).str.strip() for name in ("file", "recording", "speaker", "fold") if name in frame}
         files: dict[str, File] = {}
         speaks: dict[str, str] = {}
+        rows: dict[tuple, int] = {}
+        speakers, recordings = {}, {}
         for i, name in enumerate(texts["file"]):
             start, end = (None if times[edge][i] is None else float(times[edge][i]) for edge in ("start", "end"))
+            segment = Segment(i + 1, start, end, tuple(map(float, intensities[i])))
             if (start or 0) < 0 or (end is not None and end <= (start or 0)):
-                raise UserError(f"{where}, row {i + 1}, runs from {start or 0:g} s to {end:g} s: correct its start or end.")
+                raise UserError(f"{where}, row {i + 1}, {segment.words}: correct its start or end.")
             own = {column: texts[column].iloc[i] for column in texts}
-            speaker = own.get("speaker") or own.get("recording") or _entry(name)
+            speaker = _entry(own.get("speaker") or own.get("recording") or name, speakers, where)
             fold = own.get("fold", "")
             if "fold" in own and fold not in FOLDS:
                 raise UserError(f"{where}, row {i + 1}, has the fold '{fold}': write {', '.join(FOLDS)}, or leave the column out.")
-            made = File(name, _entry(own.get("recording") or speaker), speaker, fold, ())
+            recording = _entry(own.get("recording") or own.get("speaker") or name, recordings, where)
+            made = File(name, recording, speaker, fold, ())
             before = files.setdefault(name, made)
             if dataclasses.replace(before, segments=()) != made:
                 raise UserError(
@@ -99,24 +127,25 @@ class Table:
                     f"{where}, row {i + 1}, gives the recording '{made.recording}' to {speaker} where a row before gives it to "
                     f"{speaks[made.recording]}: a recording is one speaker's, so name it otherwise."
                 )
-            segment = Segment(i + 1, start, end, tuple(map(float, intensities[i])))
+            if (first := rows.setdefault((name, start, end), i + 1)) != i + 1:
+                raise UserError(f"{where}, rows {first} and {i + 1}, are of the same stretch of {name}: keep one of them.")
             files[name] = dataclasses.replace(before, segments=(*before.segments, segment))
-        table = cls(emotions, tuple(files.values()), "speaker" in texts)
+        table = cls(emotions, tuple(files.values()), "speaker" in texts, where)
         table._check_folds(where)
         return table
 
     @classmethod
     def read(cls, path: Path, columns: Collection[str] = ()) -> "Table":
         """The table in a CSV file; of its columns only those asked for, if any."""
-        texts = dict.fromkeys(("file", "speaker", "recording", "fold"), str)  # 001 is a name
-        try:
-            frame = pd.read_csv(path, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True, dtype=texts)
+        try:  # all of it as text: 001 is a name, and of two columns of one name pandas would rename one
+            header, *rows = pd.read_csv(
+                path, header=None, dtype=str, na_filter=False, encoding="utf-8-sig", skipinitialspace=True, compression=None
+            ).to_numpy()
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror or error}): give a CSV file of labels.") from error
         except (ValueError, RecursionError) as error:  # pandas' own errors are ValueErrors
             raise UserError(f"{path} is no CSV file that can be read ({' '.join(str(error).split())[:200]}): write it anew.") from error
-        frame.columns = [str(column).strip() for column in frame.columns]
-        return cls.of(frame[[column for column in frame if column in columns]] if columns else frame, path)
+        return cls.of(pd.DataFrame(rows, columns=header), path, columns)
 
     def _check_folds(self, where: object) -> None:
         owner: dict[tuple[str, str], str] = {}
@@ -127,9 +156,29 @@ class Table:
                     raise UserError(f"{where} has the {what} '{name}' in two folds, {owner[who]} and {file.fold}: keep it in one.")
 
 
-def _entry(name: str) -> str:
-    """A file's, speaker's or recording's name as that of a `.csd` entry, where a slash would make groups."""
-    return name.replace("/", "_")
+def _check_header(columns: Sequence[str], where: object) -> None:
+    for i, column in enumerate(columns):
+        if not column:
+            raise UserError(f"{where} has a column without a name: write one, or remove the column.")
+        if not column.isprintable():
+            raise UserError(f"{where} has the column '{column[:40]}', with a character that does not print: write its name anew.")
+        if column in columns[:i]:
+            raise UserError(f"{where} has two columns '{column}': remove or rename one.")
+        if column != column.lower() and column.lower() in (*COLUMNS, "emotion"):
+            raise UserError(f"{where} has the column '{column}': write it '{column.lower()}'.")
+
+
+def _entry(name: str, taken: dict[str, str], where: object) -> str:
+    """A file's, speaker's or recording's name as that of a `.csd` entry, where a slash would make groups and every character is to print.
+
+    UserError where it is none, or another name has already `taken` it.
+    """
+    entry = "".join(letter if letter.isprintable() and letter != "/" else "_" for letter in name)
+    if entry in (".", ".."):
+        raise UserError(f"{where} has the name '{name}', which stands for a folder: write another.")
+    if (before := taken.setdefault(entry, name)) != name:
+        raise UserError(f"{where} has the names '{before}' and '{name}', both of which would become '{entry}': change one.")
+    return entry
 
 
 def _numbers(frame: pd.DataFrame, column: str, where: object) -> np.ndarray:
@@ -152,6 +201,9 @@ def _intensities(frame: pd.DataFrame, where: object) -> tuple[tuple[str, ...], n
         names = [_OTHER_NAMES.get(name, name) for name in frame["emotion"].astype(str).str.strip().str.lower()]
         if "" in names:
             raise UserError(f"{where}, row {names.index('') + 1}, names no emotion: write one, or neutral.")
+        if odd := [name for name in names if not name.isprintable()]:
+            row = names.index(odd[0]) + 1
+            raise UserError(f"{where}, row {row}, names the emotion '{odd[0]}', with a character that does not print: write it anew.")
         emotions = tuple(sorted({name for name in names if name not in _NO_EMOTION}))  # whatever the order of the rows
         if not emotions:
             raise UserError(f"{where} names no emotion but {names[0]}: name some, or leave the column out, for recordings without labels.")
@@ -166,4 +218,6 @@ def _intensities(frame: pd.DataFrame, where: object) -> tuple[tuple[str, ...], n
         raise UserError(
             f"{where}, row {row + 1}, column '{others[column]}', holds {intensities[row, column]:g}: intensities lie in [0, {MAX_INTENSITY:g}]."
         )
+    if columns and not intensities.any():
+        raise UserError(f"{where} has no intensity but 0: give some, or leave its emotions out, for recordings without labels.")
     return tuple(others), intensities
