@@ -184,29 +184,42 @@ def test_recordings_without_labels_can_be_pretrained_on(recordings, tmp_path):
     assert len(folds["train"]) == 8 and len(folds["valid"]) == 2 and folds["test"] == []
 
 
-@pytest.mark.parametrize("form", ["folder", "npz", "parquet"])
+@pytest.mark.parametrize("form", ["folder", "FOLDER", "linked", "npz", "parquet", "index", "nullable"])
 def test_arrays_become_the_same_corpus_whatever_they_lie_in(form, tmp_path):
     rng = np.random.default_rng(0)
     own = {name: rng.normal(size=(20 + i, 3)).astype(np.float32) for i, name in enumerate(("a", "b", "c"))}
-    if form == "folder":
-        source = tmp_path / "arrays"
+    if form in ("folder", "FOLDER", "linked"):
+        source, suffix = tmp_path / "arrays", ".NPY" if form == "FOLDER" else ".npy"
         source.mkdir()
         for name, frames in own.items():
-            np.save(source / f"{name}.npy", frames)
-        suffix = ".npy"
+            with open(source / f"{name}{suffix}", "wb") as file:
+                np.save(file, frames)
+        if form == "linked":
+            (source / "again").symlink_to(source)  # round and round
+            (tmp_path / "links").mkdir()
+            (tmp_path / "links" / "far").symlink_to(source)
+            (tmp_path / "links" / "further").symlink_to(source)
+            own, source = {f"far/{name}": frames for name, frames in own.items()}, tmp_path / "links"
     elif form == "npz":
         source, suffix = tmp_path / "arrays.npz", ""
         np.savez(source, **own)
     else:
         source, suffix = tmp_path / "arrays.parquet", ""
         tables = [pd.DataFrame(frames, columns=["x", "y", "z"]).assign(file=name) for name, frames in own.items()]
-        pd.concat(tables).to_parquet(source)
+        whole = pd.concat(tables, ignore_index=True)
+        if form == "nullable":
+            own["b"][:, 2] = own["b"][:, 2] > 0
+            own["b"][5, 1] = np.nan
+            whole = whole.assign(y=whole.y.astype("Float32"), z=whole.z > 0)
+            whole.loc[len(own["a"]) + 5, "y"] = pd.NA
+        (whole.set_index("file") if form == "index" else whole).to_parquet(source)
     table = tmp_path / "labels.csv"
     pd.DataFrame([{"file": name + suffix, "speaker": name, "happy": 1.5, "sad": 0} for name in own]).to_csv(table, index=False)
     run("--arrays", source, "--hop", 0.02, "--labels", table, "--out", tmp_path / "corpus")
+    name = list(own)[1]
     with csd.Sequence(tmp_path / "corpus/features.csd") as features:
-        frames, intervals = features.read("b")
-    np.testing.assert_array_equal(frames, own["b"])
+        frames, intervals = features.read(name.replace("/", "_"))
+    np.testing.assert_array_equal(frames, own[name])
     np.testing.assert_allclose(intervals[:, 0], 0.02 * np.arange(21))
 
 
@@ -274,7 +287,10 @@ def header(place, number):
         (lambda f: f.write_bytes(b""), "is no audio file that can be read"),
         (lambda f: f.write_text("not sound"), "is no audio file that can be read"),
         (lambda f: soundfile.write(f, np.zeros(0), RATE), "holds no sound"),
-        (lambda f: soundfile.write(f, np.zeros(RATE), RATE), r"is silent \(every sample is 0\)"),
+        (lambda f: soundfile.write(f, np.zeros(RATE), RATE), r"is silent \(every sample is 0 in 16 bits\)"),
+        (lambda f: soundfile.write(f, 1e-5 * tone(), RATE, subtype="FLOAT"), r"is silent \(every sample is 0 in 16 bits\)"),
+        (lambda f: soundfile.write(f, 20 * tone(), RATE, subtype="FLOAT"), "has samples that reach .* where 1 is full scale"),
+        (lambda f: soundfile.write(f, np.where(np.arange(RATE) % 200, 0, 32767.0), RATE, subtype="FLOAT"), "samples that reach 32767 where"),
         (lambda f: soundfile.write(f, np.stack([tone(), -tone()], 1), RATE, subtype="FLOAT"), r"is silent \(its channels cancel out\)"),
         (lambda f: soundfile.write(f, np.full(RATE, np.nan), RATE, subtype="FLOAT"), "samples that are not numbers"),
         (lambda f: soundfile.write(f, tone(0.01), RATE), "too short for a frame"),
@@ -282,10 +298,11 @@ def header(place, number):
         (damaged("b.mp3", 0.5), "is truncated"),
         (damaged("b.flac", 0.5), "is no audio file that can be read"),
         (damaged("b.ogg", 0.5), "holds no sound"),
+        (header(40, 0), "has no length in its header, as a recorder leaves it"),
         (header(24, 0), "is no audio file that can be read"),
         (lambda f: soundfile.write(f, tone(), 1), "has 1 samples per second where speech needs 2000"),
     ],
-    ids=["empty", "text", "no samples", "silent", "opposite", "NaN", "10 ms", "WAV", "MP3", "FLAC", "OGG", "0 Hz", "1 Hz"],
+    ids=["empty", "text", "no samples", "silent", "quiet", "loud", "16 bits", "opposite", "NaN", "10 ms", "WAV", "MP3", "FLAC", "OGG", "no length", "0 Hz", "1 Hz"],
 )  # fmt: skip
 def test_a_file_that_holds_no_speech_is_one_sentence(make, words, tmp_path):
     file = tmp_path / "a.wav"
@@ -312,11 +329,11 @@ def test_many_channels_at_a_high_rate_are_mixed(tmp_path):
 
 
 def test_a_signal_beyond_full_scale_is_clipped_not_wrapped(tmp_path):
-    loud = 20 * tone()
+    loud = tone() / np.quantile(np.abs(tone()), 0.995)
     soundfile.write(tmp_path / "loud.wav", loud, RATE, subtype="FLOAT")
-    soundfile.write(tmp_path / "clipped.wav", np.clip(loud, -1, 1), RATE, subtype="PCM_16")
+    soundfile.write(tmp_path / "clipped.wav", np.clip(loud, -1, 1 - 2**-15), RATE, subtype="FLOAT")
     made = [Extractor.installed()(tmp_path / name) for name in ("loud.wav", "clipped.wav")]
-    np.testing.assert_allclose(*made, rtol=1e-2, atol=0.1)
+    np.testing.assert_array_equal(*made)
 
 
 TABLE = {"file": ["a", "b"], "speaker": ["x", "y"], "happy": [0, 3]}
@@ -438,6 +455,12 @@ def test_an_array_among_several_is_named(tmp_path):
     np.savez(tmp_path / "a.npz", good=np.zeros((9, 3)), bad=np.array([[{}]], object))
     with pytest.raises(UserError, match=r"a.npz, array 'bad', holds no plain numbers"):
         arrays.readers(tmp_path / "a.npz")["bad"]()
+
+
+def test_a_column_that_holds_no_numbers_is_named(tmp_path):
+    pd.DataFrame({"file": ["a", "b"], "x": [0.0, 1.0], "speaker": ["c", "d"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet, column 'speaker', holds str where numbers are needed"):
+        arrays.readers(tmp_path / "a.parquet")
 
 
 def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):

@@ -1,6 +1,7 @@
 """Frames that people already have: arrays in `.npy`, `.npz` or Parquet files, such as embeddings of a speech model."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from jax_emossl.data import folders
 from jax_emossl.errors import UserError
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -54,24 +56,36 @@ def readers(source: Path) -> dict[str, Callable[[], Float[np.ndarray, "n f"]]]:
     The other columns of a Parquet file are the dimensions, its rows the frames in order. UserError where there is none of these.
     """
     if source.is_dir():
-        found = sorted(source.rglob("*.npy"))
-        if not found:
+        if not (found := folders.files(source, (".npy",))):
             raise UserError(f"{source} has no .npy file: give a folder with one array (frames, dimensions) per recording, or an .npz.")
         return {str(path.relative_to(source)): lambda path=path: read(path) for path in found}
-    if source.suffix == ".npz":
+    if source.suffix.lower() == ".npz":
         with _damage(source), np.load(source, allow_pickle=False) as arrays:
             return {name: lambda name=name: _member(source, name) for name in sorted(arrays.files)}
-    if source.suffix == ".parquet":
+    if source.suffix.lower() == ".parquet":
         with _damage(source):
             table = pd.read_parquet(source)
-        if FILE_COLUMN not in table:
-            raise UserError(f"{source} has no column '{FILE_COLUMN}' that names the recording of each frame: add it.")
-        if table[FILE_COLUMN].isna().any():
-            row = int(table[FILE_COLUMN].isna().argmax())
-            raise UserError(f"{source}, row {row}, names no recording in the column '{FILE_COLUMN}': name one, or remove the row.")
-        groups = table.groupby(FILE_COLUMN, sort=True)
-        return {str(name): lambda own=own: checked(own.drop(columns=FILE_COLUMN).to_numpy(), source) for name, own in groups}
+            if FILE_COLUMN in table.index.names:
+                table = table.reset_index(FILE_COLUMN)
+        return _rows_of(table, source)
     raise UserError(f"{source} is neither a folder of .npy files nor an .npz or .parquet file: give one of these.")
+
+
+def _rows_of(table: pd.DataFrame, source: Path) -> dict[str, Callable[[], Float[np.ndarray, "n f"]]]:
+    """By name of the recording, what gives its rows; UserError where a row is of none, or a column holds no numbers."""
+    if FILE_COLUMN not in table:
+        raise UserError(f"{source} has no column '{FILE_COLUMN}' that names the recording of each frame: add it.")
+    if table[FILE_COLUMN].isna().any():
+        row = int(table[FILE_COLUMN].isna().argmax())
+        raise UserError(f"{source}, row {row}, names no recording in the column '{FILE_COLUMN}': name one, or remove the row.")
+    for column, dtype in table.drop(columns=FILE_COLUMN).dtypes.items():
+        if not pd.api.types.is_numeric_dtype(dtype):
+            raise UserError(f"{source}, column '{column}', holds {dtype} where numbers are needed: leave it out.")
+
+    def frames(name: str, own: pd.DataFrame) -> Float[np.ndarray, "n f"]:
+        return checked(own.drop(columns=FILE_COLUMN).to_numpy(float, na_value=np.nan), f"{source}, recording '{name}',")
+
+    return {str(name): functools.partial(frames, name, own) for name, own in table.groupby(FILE_COLUMN, sort=True)}
 
 
 def _member(source: Path, name: str) -> Float[np.ndarray, "n f"]:

@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float
 
-from jax_emossl.data import descriptors
+from jax_emossl.data import descriptors, folders
 from jax_emossl.data.descriptors import Engine
 from jax_emossl.errors import UserError
 
@@ -23,7 +23,9 @@ HOP = 0.01  # s, of their low-level descriptors
 _LACKING = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be \d+\)")  # libsndfile's remark on bytes that are not there
 _UNKNOWN_LENGTH = 0x7FFF0000  # bytes; programs that write to a pipe promise as many
 _MISSING = 0.1  # s by which a file may be shorter than its header says
-_LOUDEST = 1 - 2**-15
+_QUIETEST, _LOUDEST = 2**-15, 1 - 2**-15  # that 16 bits hold
+_BEYOND, _MOST_BEYOND = 0.01, 8.0  # of the samples that may be beyond full scale, and how far, before that is the scale's fault
+_NO_LENGTH, _HEADER = re.compile(r"^data : 0$", re.MULTILINE), 4096  # libsndfile's remark, and bytes that a header hardly has
 
 
 @contextlib.contextmanager
@@ -35,11 +37,10 @@ def _needed(name: str) -> Iterator[None]:
 
 
 def files(folder: Path) -> list[Path]:
-    """The audio files under a folder, by their suffixes, in sorted order; UserError where there is none."""
+    """The audio files under a folder, by their suffixes, as `folders.files`; UserError where there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give the folder of your recordings.")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
+    if not (found := folders.files(folder, SUFFIXES)):
         raise UserError(f"{folder} has no audio file ({', '.join(SUFFIXES)}): give the folder of your recordings.")
     return found
 
@@ -59,14 +60,19 @@ def read(path: Path) -> tuple[Float[np.ndarray, "n"], int]:
     lacking = any(int(promise) < _UNKNOWN_LENGTH for promise in _LACKING.findall(log))
     if lacking or promised - len(signal) > _MISSING * rate:
         raise UserError(f"{path} is shorter than its header says: it is truncated, fetch or record it anew.")
+    if not len(signal) and _NO_LENGTH.search(log) and path.stat().st_size > _HEADER:
+        raise UserError(f"{path} has no length in its header, as a recorder leaves it that was interrupted: mend the header.")
     if rate <= 0 or not len(signal):
         raise UserError(f"{path} holds no sound ({len(signal)} samples at {rate} Hz): remove it.")
     if not np.isfinite(signal).all():
         raise UserError(f"{path} has samples that are not numbers: convert it anew.")
     mixed = signal.mean(1)
-    if not mixed.any():
-        why = "its channels cancel out" if signal.any() else "every sample is 0"
-        raise UserError(f"{path} is silent ({why}), so there is nothing to describe: remove it.")
+    loudness = np.abs(mixed)
+    if loudness.max() < _QUIETEST:
+        quiet = "its channels cancel out" if np.abs(signal).max() >= _QUIETEST else "every sample is 0 in 16 bits"
+        raise UserError(f"{path} is silent ({quiet}), so there is nothing to describe: remove it.")
+    if loudness.max() > _MOST_BEYOND or np.mean(loudness > 1) > _BEYOND:
+        raise UserError(f"{path} has samples that reach {loudness.max():.6g} where 1 is full scale: divide them, 16-bit numbers by 32768.")
     return mixed, rate
 
 
