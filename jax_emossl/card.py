@@ -15,7 +15,7 @@ from jax_emossl.errors import UserError
 from jax_emossl.workdir import write_atomically
 
 FILE = "card.json"
-NOT_A_CARD = (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
+NOT_A_CARD = (LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError)
 
 
 @contextlib.contextmanager

@@ -98,10 +98,14 @@ class Model:
         """Writes weights (`safetensors`: nothing in them is ever executed) and all that belongs to them."""
         table = {"format": FORMAT, "version": __version__, "card": self.card.to_json(), "objective": self.objective}
         (folder / CONFIG).write_text(json.dumps(table, indent=1, allow_nan=False), encoding="utf-8")
-        constants = self.variables["constants"]  # of recordings, and of the loss, but for what answers read
-        kept = {"params": self.variables["params"], "constants": {"overall": constants["overall"]} if self.card.head else {}}
-        weights = {name: np.ascontiguousarray(array) for name, array in _flat(kept).items()}
+        weights = {name: np.ascontiguousarray(array) for name, array in _flat(self._kept).items()}
         (folder / WEIGHTS).write_bytes(save(weights))
+
+    @property
+    def _kept(self) -> Variables:
+        """The variables without constants of recordings, and of the loss, but for what answers read."""
+        read = {"overall": self.variables["constants"]["overall"]} if self.card.head else {}
+        return {"params": self.variables["params"], "constants": read}
 
     def checked(self, source: Path) -> Self:
         """Itself; UserError where its parts do not belong together."""
@@ -116,12 +120,15 @@ class Model:
             fits = checkpoint.shapes(own) == checkpoint.shapes(wanted)
             if fits and self.card.head:
                 jax.eval_shape(lambda variables: self.answer(self._scores(variables, batch)), self.variables)
+            finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves([self._kept, self.card.calibration]))
         except (*NOT_A_CARD, ArithmeticError, ImportError) as error:
             raise UserError(
                 f"{source} does not describe a model of this version ({type(error).__name__}): train or share it anew."
             ) from error
         if not fits:
             raise UserError(f"{source} holds weights of other shapes than this version makes of its config: train or share it anew.")
+        if not finite:
+            raise UserError(f"{source} holds weights or a calibration that are not finite: train or share it anew.")
         return self
 
     def _scores(self, variables: Variables, batch: Batch) -> Float[Array, "1 c"]:
@@ -168,8 +175,8 @@ class Model:
         Args:
           features: (n, F) frames of a recording, its columns those of `card.frontend.names`, or a sequence of several recordings.
         """
-        alone = isinstance(features, np.ndarray)
-        made = self.predict([Recording("the features", own) for own in ([features] if alone else features)])
+        recordings, alone = _given(features)
+        made = self.predict(recordings)
         return {name: values[0] for name, values in made.items()} if alone else made
 
     def encode(self, features: Features | Sequence[Features]) -> dict:
@@ -177,8 +184,8 @@ class Model:
 
         Of several recordings `pooled` is (R, P) and `sequence` a list.
         """
-        alone = isinstance(features, np.ndarray)
-        segments = self._segments([Recording("the features", own) for own in ([features] if alone else features)])
+        recordings, alone = _given(features)
+        segments = self._segments(recordings)
         pooled = represent(self._encoder, self.encoder_params, {_FOLD: segments}, *_SIZES)[_FOLD]
         sequence = [self._sequence(segments.steps(i)) for i in range(len(segments))]
         return {"pooled": pooled[0], "sequence": sequence[0]} if alone else {"pooled": pooled, "sequence": sequence}
@@ -232,6 +239,8 @@ class Model:
                 parts.append(align.take(frames, positions))
                 names.append(key)
                 spans.append(span)
+        if not parts:
+            raise UserError("There is no recording to answer for: give the features of one, or of several.")
         labels = np.zeros((len(parts), len(self.card.emotions)), np.float32)
         offsets = np.cumsum([0, *map(len, parts)])
         fold = Fold(np.concatenate(parts), offsets, labels, names, np.arange(len(parts)), np.array(spans))
@@ -259,6 +268,13 @@ def load_model(path: str | Path) -> Model:
     if not (folder / FILE).is_file():
         raise UserError(f"{folder} holds no model: give the workdir of a training, or a folder that jax_emossl.share wrote.")
     return Model.of_run(folder)
+
+
+def _given(features: Features | Sequence[Features]) -> tuple[list[Recording], bool]:
+    """The recordings, and whether it is one alone: an array or table of any library, or a list of rows."""
+    own = features if hasattr(features, "shape") else list(features)
+    alone = hasattr(own, "shape") or (len(own) > 0 and np.ndim(own[0]) < 2)
+    return [Recording("the features", frames) for frames in ([own] if alone else own)], alone
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +34,17 @@ from jax_emossl.model import Model, Recording, load_model
 
 _SHOWN = 20  # rows on the screen
 _TOGETHER = 2**26  # values that windows copy of recordings which are asked about at once
-_MOST = 2**31  # and of one recording, whose windows are answered together since what the head reads rests on one another
+_WINDOWS = 2**20  # of one recording
+_MOST = 2**31  # values that they copy of one recording, whose windows are answered together since what the head reads rests on one another
+_NAME = 200  # bytes of a figure's name, of which file systems take some 255
 _EXAMPLE = """
 examples:
   python -m jax_emossl.predict --run runs/finetune interview.wav --out said/ --html
   python -m jax_emossl.predict --run runs/finetune corpus/features.csd --segments corpus/labels.csd --out said/
 """
+
+
+_Asked = dict[str, Callable[[float], Float[np.ndarray, "s 2"]]]  # by name, the segments of a recording of so many seconds
 
 
 class Said(NamedTuple):
@@ -94,7 +99,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         said = answers(model, sources, args.window, args.step)
         predicted = time.perf_counter()
         _write(out, model, said, args.html)
-    seconds = sum(own.recording.intervals[-1, 1] for own in said)
+    seconds = sum(align.covered_seconds(own.recording.intervals) for own in said)
     print(_shown(model, pd.DataFrame(_rows(model, said, "segments"))))
     print(
         f"{len(said)} recordings, {seconds / 60:.1f} minutes: read in {encoded - begun:.2f} s, predicted in {predicted - encoded:.2f} s; "
@@ -109,7 +114,9 @@ def answers(model: Model, sources: Sequence[tuple[str, Path, Recording]], window
     UserError where those of one recording would copy too much.
     """
     copied = [max(1.0, window / step) * np.size(own.frames) for _, _, own in sources]
-    for (name, *_), values in zip(sources, copied, strict=True):
+    for (name, _, own), values in zip(sources, copied, strict=True):
+        if np.ptp(_intervals(model, own)) / step > _WINDOWS:
+            raise UserError(f"{name} has more than {_WINDOWS} windows, one every {step:g} s: take a larger --step.")
         if values > _MOST:
             raise UserError(f"Windows of {window:g} s every {step:g} s would hold {name} {window / step:.0f} times: take a larger --step.")
     last = np.cumsum(copied) // _TOGETHER
@@ -120,7 +127,7 @@ def _answered(model: Model, sources: Sequence[tuple[str, Path, Recording]], wind
     """`answers` for recordings that are asked about together."""
     by_name = []
     for name, source, own in sources:
-        own = own if own.intervals is not None else own._replace(intervals=model.intervals(len(own.frames)))
+        own = own._replace(intervals=_intervals(model, own))
         segments = np.array([[own.intervals[0, 0], own.intervals[:, 1].max()]]) if own.spans is None else own.spans
         by_name.append((name, source, own, segments, _windows(own.intervals, window, step)))
     made = [model.predict([own._replace(spans=spans[which]) for _, _, own, *spans in by_name]) for which in (0, 1)]
@@ -135,6 +142,10 @@ def _answered(model: Model, sources: Sequence[tuple[str, Path, Recording]], wind
     return said
 
 
+def _intervals(model: Model, own: Recording) -> Float[np.ndarray, "n 2"]:
+    return model.intervals(len(own.frames)) if own.intervals is None else own.intervals
+
+
 def _windows(intervals: Float[np.ndarray, "n 2"], window: float, step: float) -> Float[np.ndarray, "w 2"]:
     """Windows that hold a frame; one of the whole recording where that is no longer than a window, or none holds one."""
     start, end = intervals[0, 0], intervals[:, 1].max()
@@ -147,25 +158,21 @@ def _windows(intervals: Float[np.ndarray, "n 2"], window: float, step: float) ->
     return spans[last > first] if np.any(last > first) else np.array([[start, end]])
 
 
-def _asked(path: Path | None) -> dict[str, Float[np.ndarray, "s 2"]] | None:
+def _asked(path: Path | None) -> _Asked | None:
     """The segments of each file (of a table) or entry (of a `.csd`), by name; None where none are asked for."""
     if path is None:
         return None
-    if path.suffix == ".csd":
+    if path.suffix.lower() == ".csd":
         with csd.Sequence(path) as rows:
-            return {entry: spans for entry in rows.ids if len(spans := rows.intervals(entry))}
+            return {entry: lambda _, spans=spans: spans for entry in rows.ids if len(spans := rows.intervals(entry))}
     table = labels.Table.read(path, ("file", "start", "end"))
-    spans = {}
     for file in table.files:
         if any(segment.start is None or segment.end is None for segment in file.segments):
             raise UserError(f"{path}, row {file.segments[0].row}, has no start and end: add these columns, in seconds.")
-        spans[file.name] = np.array([[segment.start, segment.end] for segment in file.segments])
-    return spans
+    return {file.name: lambda seconds, file=file: np.array(file.spans(seconds, path)) for file in table.files}
 
 
-def _recordings(
-    model: Model, run: Path, inputs: Sequence[Path], asked: dict[str, Float[np.ndarray, "s 2"]] | None
-) -> Iterator[tuple[str, Path, Recording]]:
+def _recordings(model: Model, run: Path, inputs: Sequence[Path], asked: _Asked | None) -> Iterator[tuple[str, Path, Recording]]:
     """Every recording of the inputs: its name, its file, and what is asked of it."""
     files = []
     for given in inputs:
@@ -175,7 +182,8 @@ def _recordings(
     there = set()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            waiting = [(path, pool.submit(_read, model, extractor, name, path)) for name, path in files]
+            texts = [name.encode(errors="replace").decode() for name, _ in files]  # a name may hold what is no text, and tables do not
+            waiting = [(path, pool.submit(_read, model, extractor, name, path)) for name, (_, path) in zip(texts, files, strict=True)]
             for path, found in tqdm(waiting, desc="reading", unit="file", leave=False, disable=None):
                 for name, recording in found.result():
                     if asked is not None and name not in asked:
@@ -183,7 +191,8 @@ def _recordings(
                     if name in there:
                         raise UserError(f"{path} is the second input named {name}: give a folder that holds both, or predict them apart.")
                     there.add(name)
-                    yield name, path, recording._replace(spans=asked[name] if asked is not None else None)
+                    end = _intervals(model, recording)[:, 1].max()
+                    yield name, path, recording._replace(spans=asked[name](end) if asked is not None else None)
         finally:
             pool.shutdown(cancel_futures=True)
     if left := sorted(set(asked or ()) - there):
@@ -194,9 +203,9 @@ def _read(model: Model, extractor: Extractor | None, name: str, path: Path) -> l
     """The recordings in a file, by name: that of the file, or of a `.csd` file's entries."""
     if not path.is_file():
         raise UserError(f"{path} does not exist or is not a file: give audio, .csd or .npy files.")
-    if path.suffix == ".csd":
+    if path.suffix.lower() == ".csd":
         return list(_entries(model, path))
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return [(name, Recording(str(path), arrays.read(path)))]
     if path.suffix.lower() in audio.SUFFIXES:
         return [(name, Recording(str(path), extractor(path)))]
@@ -265,9 +274,8 @@ def _write(out: Path, model: Model, said: Sequence[Said], html: bool) -> None:
         (out / f"{name}.json").write_text(json.dumps(rows, indent=1, allow_nan=False), encoding="utf-8")
     (out / "figures").mkdir()
     for i, own in enumerate(tqdm(said, desc="drawing", unit="figure", leave=False, disable=None)):
-        page.figure(
-            model.classes, own.windows, f"{own.name}, by {model.card.corpus}", out / "figures" / f"{i:04d}_{Path(own.name).stem}.png"
-        )
+        stem = os.fsencode(Path(own.name).stem)[:_NAME].decode(errors="ignore")
+        page.figure(model.classes, own.windows, f"{own.name}, by {model.card.corpus}", out / "figures" / f"{i:04d}_{stem}.png")
     if html:
         (out / "index.html").write_text(page.page(model, said), encoding="utf-8")
 

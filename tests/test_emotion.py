@@ -264,11 +264,11 @@ def test_a_class_that_training_never_saw_counts_as_missed():
     assert report["accuracy"] == pytest.approx(2 / 3) and report["uar"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.filterwarnings("ignore:A single label was found")
 def test_every_class_that_training_never_saw_is_a_class_of_its_own():
-    objective = make(SINGLE[[2, 2]])  # happy alone
-    report, _ = objective.evaluate({"scores": np.ones((3, 1))}, np.diag([3, 3, 3]).astype(np.float32), None)
-    assert report["uar"] == pytest.approx(1 / 3)
+    objective = make(SINGLE[[2, 0]])  # happy and sad alone
+    labels = np.array([[3, 0, 0], [0, 3, 0], [0, 0, 3], [0, 0, 0]], np.float32)
+    report, _ = objective.evaluate({"scores": np.eye(2)[[0, 0, 0, 0]]}, labels, None)
+    assert report["uar"] == pytest.approx(1 / 4)
 
 
 @pytest.mark.parametrize("name", ["ordinal", "huber"])
@@ -292,6 +292,8 @@ def test_thresholds_and_scales_come_from_the_calibration_fold(name):
 def test_intensities_that_are_all_0_are_refused():
     with pytest.raises(UserError, match="Every intensity of the training fold of talk is 0"):
         make(np.zeros((4, 3), np.float32), head="intensity")
+    with pytest.raises(UserError, match="Every segment of the training fold of talk is neutral"):
+        make(np.zeros((4, 3), np.float32))
 
 
 def test_the_constant_is_the_training_folds():

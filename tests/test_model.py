@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file, save_file
@@ -64,6 +66,14 @@ def test_what_reads_functionals_says_the_same_as_run_folder_and_program(tiny_con
     pooled, functional = 2 * width * (layers + 1), functionals.number(len(model.card.frontend.names))
     assert model.variables["params"]["head"]["readout"]["kernel"].shape == (pooled + functional, len(model.classes))
     assert model.encode(frames[0][:300])["pooled"].shape == (pooled,)  # of the encoder alone
+
+
+def test_a_recording_is_one_in_whatever_form_it_comes(model, frames):
+    whole = np.nan_to_num(frames[0][:50], posinf=0, neginf=0)
+    for given in (jnp.asarray(whole), whole.tolist(), pd.DataFrame(whole)):
+        np.testing.assert_array_equal(model(given)["scores"], model(whole)["scores"])
+        np.testing.assert_array_equal(model.encode(given)["pooled"], model.encode(whole)["pooled"])
+    assert len(model([whole.tolist(), whole])["scores"]) == len(model([whole, whole])["scores"]) == 2
 
 
 def test_what_stands_beside_a_recording_never_matters(model, frames):
@@ -173,8 +183,9 @@ def _edit(folder, **changes):
     (folder / "config.json").write_text(json.dumps(table))
 
 
-def _weights(folder, kept):
-    weights = {name: array for name, array in load_file(folder / "model.safetensors").items() if kept(name)}
+def _weights(folder, kept=lambda name: True, factor=lambda name: 1, more=()):
+    weights = {name: array * np.float32(factor(name)) for name, array in load_file(folder / "model.safetensors").items() if kept(name)}
+    weights |= {name: np.zeros(3, np.float32) for name in more}
     save_file(weights, folder / "model.safetensors")
 
 
@@ -209,6 +220,10 @@ def test_the_card_says_by_what_the_model_is_normalised(model):
         (lambda f: _edit(f, card__calibration={}), "does not describe a model of this version"),
         (lambda f: _edit(f, objective__standards_prior="x"), "does not describe a model of this version"),
         (lambda f: _weights(f, lambda name: not name.startswith("constants")), "does not describe a model of this version"),
+        (lambda f: _edit(f, card__calibration={"scale": [float("nan")] * 6, "threshold": [None] * 6}), "that are not finite"),
+        (lambda f: _weights(f, factor=lambda name: np.nan if name.endswith("kernel") else 1), "that are not finite"),
+        (lambda f: _weights(f, factor=lambda name: np.inf if name.startswith("constants") else 1), "that are not finite"),
+        (lambda f: _weights(f, more=["params/head/readout/bias/more"]), "no model folder of this project, or damaged"),
     ],
 )
 def test_a_damaged_or_foreign_folder_is_one_sentence(damage, words, shared, tmp_path):
@@ -230,11 +245,13 @@ def test_where_there_is_no_model(tmp_path):
         (np.zeros((10, 3)), "has 3 features where the model reads 74"),
         (np.zeros(10), "shape"),
         (np.array([["x"] * 74]), "where numbers are needed"),
+        ([], "There is no recording to answer for"),
     ],
 )
 def test_features_that_do_not_fit_are_one_sentence(features, words, model):
-    with pytest.raises(UserError, match=words):
-        model(features)
+    for ask in (model, model.encode):
+        with pytest.raises(UserError, match=words):
+            ask(features)
 
 
 def test_results_are_a_data_frame(comparison, finetuning):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -109,7 +110,13 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(heard, finetuning, pre
     refuses(
         "names no segment of s0_0.wav", "--run", workdir, wav, "--segments", _written(tmp_path / "s.csv", "file,start,end\nb.wav,0,1\n")
     )
-    refuses("has no frame between", "--run", workdir, wav, "--segments", _written(tmp_path / "s.csv", "file,start,end\ns0_0.wav,7,8\n"))
+    beyond = _written(tmp_path / "s.csv", "file,start,end\ns0_0.wav,0.1,0.5\ns0_0.wav,0.1,8\n")
+    refuses("s.csv, row 2, runs from 0.1 s to 8 s, but s0_0.wav ends at 0.46 s", "--run", workdir, wav, "--segments", beyond)
+    twice = _written(tmp_path / "s.csv", "file,start,end,start \ns0_0.wav,0.1,0.2,0.1\n")
+    refuses("s.csv has two columns 'start'", "--run", workdir, wav, "--segments", twice)
+    csd.write(tmp_path / "s.csd", "rows", [("s0_0.wav", np.zeros((1, 1)), np.array([[7.0, 8.0]]))])
+    refuses("has no frame between", "--run", workdir, wav, "--segments", tmp_path / "s.csd")
+    refuses("s0_0.wav has more than 1048576 windows", "--run", workdir, wav, "--window", 1e-7, "--step", 1e-7)
     refuses("holds no model", "--run", tmp_path, wav)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "opensmile", None)
@@ -198,11 +205,21 @@ def test_entries_without_frames_are_left_out_and_names_that_are_none_ignored(hea
     workdir, folder = heard
     with csd.Sequence(folder / "corpus/features.csd") as features:
         frames, intervals = features.read("s0")
-    entries = [("$s_0$", frames, intervals), ("empty", frames[:0], intervals[:0])]
+    entries = [("$s_0$", frames, intervals + 600), ("empty", frames[:0], intervals[:0]), ("é" * 300, frames, intervals)]
     csd.write(tmp_path / "odd.csd", "eGeMAPSv02", entries, {"dimension names": ["same"] * 25})
     run("--run", workdir, tmp_path / "odd.csd", "--out", tmp_path / "said", "--html", "--window", 0.001, "--step", 0.5)
-    assert pd.read_csv(tmp_path / "said/predictions.csv").recording.tolist() == ["$s_0$"]
-    assert "1 entries without frames, empty the first, which are left out" in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "said/predictions.csv").recording.tolist() == ["$s_0$", "é" * 300]
+    shown = capsys.readouterr()
+    assert "1 entries without frames, empty the first, which are left out" in shown.err and "2 recordings, 0.0 minutes" in shown.out
+    assert sorted(path.stem for path in (tmp_path / "said/figures").iterdir()) == ["0000_$s_0$", f"0001_{'é' * 100}"]
+
+
+def test_a_file_whose_name_is_no_text_is_predicted(heard, tmp_path):
+    workdir, folder = heard
+    with csd.Sequence(folder / "corpus/features.csd") as features, open(os.fsencode(tmp_path) + b"/caf\xe9.NPY", "wb") as file:
+        np.save(file, features.read("s0")[0])
+    run("--run", workdir, *tmp_path.glob("*.NPY"), "--out", tmp_path / "said", "--html")
+    assert pd.read_csv(tmp_path / "said/predictions.csv").recording.tolist() == ["caf?.NPY"]
 
 
 def test_loudness_is_drawn_over_time(heard):

@@ -257,6 +257,8 @@ def make(config, encoder: nn.Module, frontend: Frontend, corpus: Corpus) -> Inte
         raise UserError(f"Every intensity of the training fold of {corpus.name} is 0: correct its labels or folds.")
     present = set(category_names(labels, corpus.emotions))
     classes = tuple(name for name in dict.fromkeys((NEUTRAL, *corpus.emotions)) if name in present)
+    if head == "category" and len(classes) < 2:
+        raise UserError(f"Every segment of the training fold of {corpus.name} is {classes[0]}: correct its labels or folds.")
     own = (corpus.emotions, levels) if head == "intensity" else (classes, None)
     return _answering(config, encoder, corpus.emotions, head, metric, *own)
 
