@@ -181,7 +181,7 @@ def _divisions(table: labels.Table, rotations: int, seed: int) -> list[dict[str,
     if rotations < 1:
         raise UserError(f"--rotations {rotations} divides nothing: give 1 or more.")
     if rotations > 1 and not table.emotions:
-        raise UserError(f"--rotations {rotations} would test recordings without labels, which none can be: leave it out.")
+        raise UserError(f"--rotations {rotations} would hold recordings out to be tested, which without labels none is: leave it out.")
     everyone = sorted(set(speakers.values()))
     # Two are left untested by every division, to train and to validate.
     needed = {1: 3 if table.emotions else 2, 2: 4}.get(rotations, rotations)

@@ -508,7 +508,7 @@ def test_what_the_arguments_contradict_is_one_sentence(recordings, tmp_path):
     )
     ends.drop(columns="end").assign(start=9).to_csv(table, index=False)
     refuses("row 1, runs from 9 s to its end, but ann_1.wav", "--audio", folder, "--labels", table, "--out", out, "--jobs", 1)
-    refuses("--rotations 2 would test recordings without labels", "--audio", folder, "--rotations", 2, "--out", out)
+    refuses("--rotations 2 would hold recordings out to be tested", "--audio", folder, "--rotations", 2, "--out", out)
     refuses("--seed -1 is negative", "--audio", folder, "--seed", -1, "--out", out)
     refuses("c[+]d/x has a '[+]', by which configs join corpora", "--audio", folder, "--out", tmp_path / "c+d/x")
     assert not out.exists() and not (tmp_path / "c+d").exists()
