@@ -1,6 +1,6 @@
 """Times a pretraining step beside the same step in PyTorch, eager and compiled, and beside the products of matrices it is made of.
 
-python -m experiments.bench_step [--sizes small base large] [--dtypes float32 bfloat16] [--rounds 5] [--seconds 6]
+python -m experiments.bench_step [--sizes small base large] [--dtypes float32 bfloat16] [--rows 4] [--rounds 5] [--seconds 6]
 
 All sides train one model (same layers, bias, loss, dropout, clipping and AdamW) on the same random rows, on whatever device JAX and PyTorch
 find. Each is a process of its own, in which nothing else has threads or memory; they take turns, and medians are compared. The peak is the
@@ -194,6 +194,13 @@ def _process(make: Callable[[], _Side]) -> Iterator[Connection]:
         process.join()
 
 
+def _said(name: str, pipe: Connection) -> object:
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise SystemExit(f"error: {name} has ended by itself, perhaps for want of memory: give fewer --rows.") from None
+
+
 def medians(sides: dict[str, Callable[[], _Side]], rounds: int, seconds: float) -> dict[str, tuple[float, int]]:
     """Median seconds of one step of each side, in turns of so many seconds, and its number of parameters."""
     took: dict[str, list[float]] = {name: [] for name in sides}
@@ -201,11 +208,11 @@ def medians(sides: dict[str, Callable[[], _Side]], rounds: int, seconds: float) 
         pipes, numbers = {}, {}
         for name, make in sides.items():  # one compiles, then the next
             pipes[name] = stack.enter_context(_process(make))
-            numbers[name] = pipes[name].recv()
+            numbers[name] = _said(name, pipes[name])
         for _ in range(rounds):
             for name, pipe in pipes.items():
                 pipe.send(seconds)
-                took[name] += pipe.recv()
+                took[name] += _said(name, pipe)
     return {name: (statistics.median(own), numbers[name]) for name, own in took.items()}
 
 
@@ -237,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--rows", type=int, help="of a batch, where as many as the size has take too much memory")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
     parser.add_argument("--seconds", type=float, default=6, help="of a turn, after two that are not timed")
     arguments = parser.parse_args()
@@ -244,7 +252,8 @@ def main() -> None:
     if not importlib.util.find_spec("torch"):
         print("PyTorch is not installed: this package alone")
     for name, dtype in tqdm([(name, dtype) for name in arguments.sizes for dtype in arguments.dtypes], leave=False, disable=None):
-        tqdm.write("\n".join(measure(name, SIZES[name], dtype, arguments.rounds, arguments.seconds)))
+        size = SIZES[name]._replace(rows=arguments.rows or SIZES[name].rows)
+        tqdm.write("\n".join(measure(name, size, dtype, arguments.rounds, arguments.seconds)))
 
 
 if __name__ == "__main__":

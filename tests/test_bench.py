@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import os
 
 import pytest
 import soundfile
@@ -44,6 +45,11 @@ def test_members_are_trained_together_or_one_by_one(side, tiny_config, monkeypat
     monkeypatch.setattr(bench_sweep, "FIELDS", {"num_labels": 12})
     (times,) = bench_sweep.measure(side, "demo", members=2, steps=1, repeats=1)
     assert len(times) == (1 if side == "sweep" else 2) and min(times) > 0
+
+
+def test_a_side_that_ends_by_itself_is_one_sentence():
+    with pytest.raises(SystemExit, match="error: gone has ended by itself"):
+        bench_step.medians({"gone": functools.partial(os._exit, 1)}, 1, 0)
 
 
 def test_trainings_that_are_not_timed_do_not_compile():
