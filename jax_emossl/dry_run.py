@@ -106,7 +106,7 @@ def _trainings(
     if config.task != "compare":
         own = config.copy_and_resolve_references()
         if "num_labels" in own:
-            own.train = fields.stretched(own.train, own.num_labels or available)
+            own.train = fields.stretched(own.train, num_labels(own.num_labels, available))
         yield "training", 1, own
         return
     for variant, changes in config.compare.variants:

@@ -95,8 +95,7 @@ def scores(c: Comparison, variant: str, metric: str) -> pd.DataFrame:
     for arm in c.arms(variant):
         have = c.budgets(variant, arm)
         rows.append([arm, *(_cell(c.estimate(variant, arm, b, metric)) if b in have else "-" for b in budgets)])
-    constant = c.constant(metric)
-    rows.append(["constant", *["-" if constant is None else f"{constant:.3f}"] * len(budgets)])
+    rows.append(["constant", *[_number(c.constant(metric))] * len(budgets)])
     return pd.DataFrame(rows, columns=["arm", *map(c.budget_name, budgets)])
 
 
@@ -142,8 +141,9 @@ def emotions(c: Comparison, variant: str, arm: str, other: str) -> pd.DataFrame:
     for metric in c.emotion_metrics:
         for budget in c.budgets(variant, arm, other):
             values = [*(c.estimate(variant, name, budget, metric).value for name in (arm, other)), c.constant(metric)]
-            shown = ["-" if value is None or math.isnan(value) else f"{value:.3f}" for value in values]
-            rows.append([metric, c.budget_name(budget), *shown, _cell(c.difference(variant, arm, other, budget, metric), "+.3f")])
+            rows.append(
+                [metric, c.budget_name(budget), *map(_number, values), _cell(c.difference(variant, arm, other, budget, metric), "+.3f")]
+            )
     return pd.DataFrame(rows, columns=["emotion", "labels", arm, other, "constant", "difference"])
 
 
@@ -161,6 +161,10 @@ def choices(c: Comparison, variant: str) -> pd.DataFrame:
 
 def _slug(words: str) -> str:
     return re.sub(r"\W+", "_", words).strip("_")[:100]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _cell(e: Estimate | None, form: str = ".3f") -> str:

@@ -297,8 +297,11 @@ def labels_needed(points: Sequence[Runs | Pool], labels: Sequence[float], target
     if not interval(sign * (replicates[:, -1] - replicates[:, 0]), *resampled)[0] > 0:
         return None
     value = _reached(sign * curve[None], labels, sign * np.array([target.value]))[0]
-    low, high = _percentiles(_reached(sign * replicates, labels, sign * target.replicates), *resampled, "nearest")
-    return None if low is None or low == 0 and high == np.inf else Estimate(float(value), low, high)
+    reached = _reached(sign * replicates, labels, sign * target.replicates)
+    if _too_few(reached, *resampled):
+        return None
+    low, high = interval(reached, *resampled, method="nearest")
+    return None if low == 0 and high == np.inf else Estimate(float(value), low, high)
 
 
 def _reached(curves: Float[np.ndarray, "n b"], labels: Sequence[float], targets: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
@@ -323,21 +326,22 @@ def holm(estimates: Sequence[Estimate | None]) -> list[Estimate | None]:
     return corrected
 
 
-def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1) -> tuple[float, float]:
+def interval(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int = 1, method: str = "linear") -> tuple[float, float]:
     """95 % interval from bootstrap replicates: percentiles, expanded for few recordings (Hesterberg 2015, The American Statistician 69).
 
     Of `recordings` resampled within several `corpora`, each takes one degree of freedom. Where too few draws lie beyond such percentiles, as
     of up to seven recordings, it is Student's, of the replicates' deviation. NaN with a single degree of freedom or none: two recordings
-    cannot say how much others differ.
+    cannot say how much others differ. `method` is NumPy's, of quantiles.
     """
     defined, freedom = replicates[~np.isnan(replicates)], recordings - corpora
     if freedom < 2 or len(defined) == 0:
         return float("nan"), float("nan")
-    low, high = _percentiles(defined, recordings, corpora, "linear")
-    if low is None:
-        half = _expanded(recordings, corpora) * defined.std()
+    quantile = _expanded(recordings, corpora)
+    if _too_few(defined, recordings, corpora):
+        half = quantile * defined.std()
         return float(defined.mean() - half), float(defined.mean() + half)
-    return low, high
+    tail = stats.norm.cdf(-quantile)
+    return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail], method=method))
 
 
 def _expanded(recordings: int, corpora: int) -> float:
@@ -346,13 +350,9 @@ def _expanded(recordings: int, corpora: int) -> float:
     return float(stats.t.ppf(1 - (1 - _LEVEL) / 2, freedom) * np.sqrt(recordings / freedom))
 
 
-def _percentiles(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int, method: str) -> tuple[float, float] | tuple[None, None]:
-    """Those as far out as the expanded quantile, by NumPy's `method`; None where the draws do not reach so far."""
-    defined = replicates[~np.isnan(replicates)]
-    tail = stats.norm.cdf(-_expanded(recordings, corpora))
-    if tail * len(defined) < _FEWEST_BEYOND:
-        return None, None
-    return tuple(float(q) for q in np.quantile(defined, [tail, 1 - tail], method=method))
+def _too_few(replicates: Float[np.ndarray, "n"], recordings: int, corpora: int) -> bool:
+    """Whether hardly a draw lies beyond percentiles as far out as that."""
+    return stats.norm.cdf(-_expanded(recordings, corpora)) * np.sum(~np.isnan(replicates)) < _FEWEST_BEYOND
 
 
 def category_metrics(classes: Sequence[str], unseen: Sequence[int] = ()) -> dict[str, Metric]:

@@ -2,13 +2,14 @@ import csv
 import dataclasses
 import json
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 from tqdm import tqdm
 
-from jax_emossl import checkpoint, preemption, results, tuned
+from jax_emossl import checkpoint, mesh, preemption, results, tuned
 from jax_emossl.data import corpora
 from jax_emossl.errors import UserError
 from jax_emossl.loop import Fitted
@@ -288,6 +289,23 @@ def test_rotations_and_variants_are_pretrained_and_compared_apart(comparison_con
             assert set(json.loads((pretraining / "card.json").read_text())["recordings"]) == set(
                 folds["train" if rotation == "a" else "test"]
             )
+
+
+@pytest.mark.parametrize(("changes", "refused"), [({"pretrain": 33}, True), ({"finetune": 33}, True), ({"finetune": 32}, False)])
+def test_a_batch_that_the_devices_cannot_share_is_refused_before_anything_is_trained(
+    changes, refused, comparison_config, tmp_path, monkeypatch
+):
+    def trained(*_):
+        raise RuntimeError
+
+    config = comparison_config.copy_and_resolve_references()
+    config.compare.update({"arms": ("pretrained",), "label_counts": (12,), "seeds": 1})
+    odd = tuple((f"{group}.train.batch_size", size) for group, size in changes.items())
+    config.compare.variants = (("", ()), ("odd", odd))
+    monkeypatch.setattr(mesh, "make", lambda members: types.SimpleNamespace(shape={"members": 1, "data": 2}))
+    monkeypatch.setattr(compare.train, "run", trained)
+    with pytest.raises(UserError if refused else RuntimeError, match="33, but must be a positive multiple of the 2" if refused else ""):
+        compare.run(config, tmp_path / "out")
 
 
 def test_a_label_count_that_one_rotation_lacks_is_left_out_of_all(comparison_config, demo_files, tmp_path, no_report, capsys):

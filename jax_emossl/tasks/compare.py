@@ -1,5 +1,6 @@
 """Pretrain, then compare with what one would do without: arms x label counts x seeds, on one or several rotations of the folds."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -35,7 +36,8 @@ _MOST_SHOWN = 2000  # segments in the embedding map
 
 def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     """Fills in the cells (variant, rotation, arm, label count, seed) that `out` does not hold yet; returns all rows."""
-    trainings = [own for one in _varied(config) for own in (one.pretrain.train, one.finetune.train)]
+    variants = [configs.varied(config, *variant, {}) for variant in config.compare.variants]
+    trainings = [own.train for variant in variants for own in (variant.pretrain, variant.finetune)]
     mesh.use_cpu_cores([train.batch_size // train.accumulate for train in trainings])
     with processes.as_one():
         targets, known = corpora.targets(config.data), {}
@@ -47,8 +49,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
         _check_classes(plans)
     for plan in plans:
         plan.unpretrained.check_alike()
-        if any(ARMS[cell.arm].mechanism == "tuned" for cell in plan.cells):
-            plan.unpretrained.check_batches(max(1, len(configs.trained_points(plan.config.compare))))
+        plan.check_batches()
     # So far all that cannot be compared is refused, before anything is trained.
     print("\n".join(dict.fromkeys(plan.placement for plan in plans)), flush=True)
     for sentence in dict.fromkeys(plan.unpretrained.crop_notice(plan.unpretrained.segments("train")) for plan in plans):
@@ -141,6 +142,12 @@ class _Plan:
     def trains(self) -> bool:
         """Whether the pretraining is its own, not one that was there before."""
         return self.out in self.folders[0].parents
+
+    def check_batches(self) -> None:
+        """UserError where the devices cannot share the batches of its fine-tunings, those of one label count together."""
+        cells = collections.Counter(cell.budget for cell in self.cells if ARMS[cell.arm].mechanism == "tuned")
+        if members := max(cells.values(), default=0) * len(configs.trained_points(self.config.compare)):
+            self.unpretrained.check_batches(members)
 
     def left(self, rows: Sequence[dict]) -> float:
         """Seconds of speech that are still to be trained on: the time goes by them. To read one without learning costs a third."""
@@ -258,11 +265,6 @@ class _Plan:
         labelled = num_labels(cell.budget, len(train_labels))
         row = results.row(experiment.name, experiment.synthetic, cell.arm, labelled, cell.seed, fold, answer.step, selection, made)
         return row | place | encoder | {"predictions": kept, "classes": list(objective.classes)}
-
-
-def _varied(config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict]:
-    """The config of every variant, on any division of the folds."""
-    return (configs.varied(config, *variant, {}) for variant in config.compare.variants)
 
 
 def _constants(study: Study, cells: Sequence[Cell], *_) -> Iterator[list[tuple[Cell, Answer]]]:
