@@ -296,7 +296,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_before_anything_is_tra
     changes, refused, comparison_config, tmp_path, monkeypatch
 ):
     def trained(*_):
-        raise RuntimeError
+        raise RuntimeError("it trains")
 
     config = comparison_config.copy_and_resolve_references()
     config.compare.update({"arms": ("pretrained",), "label_counts": (12,), "seeds": 1})
@@ -304,7 +304,8 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_before_anything_is_tra
     config.compare.variants = (("", ()), ("odd", odd))
     monkeypatch.setattr(mesh, "make", lambda members: types.SimpleNamespace(shape={"members": 1, "data": 2}))
     monkeypatch.setattr(compare.train, "run", trained)
-    with pytest.raises(UserError if refused else RuntimeError, match="33, but must be a positive multiple of the 2" if refused else ""):
+    error, message = (UserError, "33, but must be a positive multiple of the 2") if refused else (RuntimeError, "it trains")
+    with pytest.raises(error, match=message):
         compare.run(config, tmp_path / "out")
 
 
