@@ -9,6 +9,7 @@ Both corpora are looked for in $EMOSSL_DATA (nemo/ and mosei/segments.csv). All 
 figures compare; --all-cores lifts that. Example:
 
     python -m experiments.bench_data --out experiments/bench_data.json
+    python -m experiments.bench_data --parts mosei --keep prepared/mosei
 """
 
 from __future__ import annotations
@@ -298,9 +299,12 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="some 30 videos in place of nEMO and of all, and one round: a quick check")
     parser.add_argument("--all-cores", action="store_true", help="do not limit the runs to 2 cores")
     parser.add_argument("--tmp", help="folder for the generated corpus, which is removed at the end (default: the system's)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the prepared corpus of the part mosei as FOLDER")
     parser.add_argument("--out", help="also write the figures to this JSON file")
     parser.add_argument("--measure", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.keep and (args.keep.exists() or "mosei" not in args.parts):
+        parser.error(f"--keep: {args.keep} is there: name a new folder." if args.keep.exists() else "--keep is of the part mosei: name it.")
     if args.measure:
         name, *arguments = args.measure
         result = MEASUREMENTS[name](*arguments)
@@ -319,6 +323,9 @@ def main() -> None:
             result["nemo"] = bench_nemo(*((folder if args.small else nemo) / name for name in pair), 1 if args.small else _ROUNDS)
         if "pipeline" in args.parts:
             result["pipeline"] = bench_pipeline(folder, args.small)
+        if args.keep:
+            args.keep.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(folder / "prepared", args.keep)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if args.out:

@@ -2,8 +2,9 @@
 
 python -m experiments.bench_representation FOLDER [--fold train] [--segments 0] [--rounds 3]
 
-FOLDER is a prepared corpus, as `experiments/bench_data.py` makes one in CMU-MOSEI's layout. The encoder is the default one with random
-parameters; reading from disk, normalisation and padding are part of the time. Sides take turns, medians are compared. Needs no TensorFlow.
+FOLDER is a prepared corpus: one in CMU-MOSEI's layout is left by `python -m experiments.bench_data --parts mosei --keep FOLDER`. The
+encoder is the default one with random parameters; reading from disk, normalisation and padding are part of the time. Sides take turns,
+medians are compared. Needs no TensorFlow.
 """
 
 from __future__ import annotations

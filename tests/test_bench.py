@@ -5,11 +5,13 @@ import importlib
 import importlib.util
 import os
 
+import ml_collections
 import pytest
 import soundfile
 from test_encode import RATE, tone
 
 from experiments import (
+    bench_comparison,
     bench_data,
     bench_encode,
     bench_objectives,
@@ -97,6 +99,46 @@ def test_runs_are_started_in_one_process_and_in_two(monkeypatch):
     made = bench_scaling.measure("demo", ["1x1", "2x1"], steps=10, rounds=2)
     assert started.count(("2x1", 11)) == 2 and started.count(("2x1", 1)) == 3
     assert made["2x1"] == pytest.approx({"cold_s": 2.1, "cached_s": 2.1, "step_ms": 100.0})
+
+
+def test_what_passes_until_a_file_is_written_belongs_to_its_phase(tmp_path):
+    """Two rotations, each with its pretraining, a linear answer and fine-tunings at two label counts; the constant keeps no predictions."""
+
+    def row(arm, number):
+        return results.row("demo", True, arm, number, 0, "test", None, None, ({}, {}))
+
+    ends, rows = {}, [row("constant", 12)]
+    for rotation, start in (("a", 100), ("b", 200)):
+        ends[f"pretrain/{rotation}/metrics.jsonl"] = start + 10
+        for arm, number, end in (
+            ("frozen", 12, 11),
+            ("frozen", 1200, 13),
+            ("scratch", 12, 20),
+            ("scratch", 1200, 40),
+            ("pretrained", 1200, 90),
+        ):
+            rows.append(row(arm, number) | {"predictions": f"predictions/{rotation}/{arm}-{number}.npz"})
+            ends[rows[-1]["predictions"]] = start + end
+    rows.append(rows[-1] | {"variant": "its twin"})
+    for name, end in ends.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (end, end))
+    results.write(tmp_path / results.RESULTS_FILE, rows, ml_collections.ConfigDict())
+    assert bench_comparison.phases(tmp_path, 95, 297) == {
+        "start and pretraining": 15 + 20,
+        "encoding and linear answers": 6,
+        "fine-tuning, 12 labels": 14,
+        "fine-tuning, 1,200 labels": 140,
+        "report": 7,
+    }
+
+
+def test_a_comparison_that_is_there_is_not_timed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench_comparison", str(tmp_path), "--config=configs/quickstart.py"])
+    with pytest.raises(SystemExit, match="2"):
+        bench_comparison.main()
+    assert f"{tmp_path} is there: name a new folder" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_not_timed(tmp_path):
