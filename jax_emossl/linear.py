@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -18,8 +17,8 @@ Vectors = Float[np.ndarray, "s p"]
 Labels = Float[np.ndarray, "s e"]
 
 
-def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
-    """The cells' answers, one by one; what is under way is too short to be kept in `folder`, or described."""
+def answers(study: Study, cells: Sequence[Cell], *_) -> Iterator[list[tuple[Cell, Answer]]]:
+    """The cells' answers, one by one; what is under way is too short to be kept, or told."""
     for cell in cells:
         yield [(cell, answer(study, cell, ARMS[cell.arm].reads, ARMS[cell.arm].self_trained))]
 

@@ -90,6 +90,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     scalars: Callable[[int], Scalars] | None = None,
     description: str = "training",
+    advance: Callable[[float], None] = lambda share: None,
 ) -> list[Fitted]:
     """Trains all members and chooses each one's step on its validation segments; resumes from `checkpoints` where it holds any.
 
@@ -101,6 +102,7 @@ def fit(
       resident: holds all the members' segments; without it, features are sent batch by batch.
       checkpoints: saved at every evaluation; None keeps all in memory.
       scalars: makes the log of a run of one member that (re)starts after the given step.
+      advance: is told what share of the steps was taken since it was told last.
 
     Raises:
       UserError: the batch does not fit the devices, or the validation fold does not define the selection metric.
@@ -118,10 +120,12 @@ def fit(
     log = scalars(now.step) if scalars else None
     running: list[tuple[int, dict]] = []  # steps whose sums are still on the device
     due = False  # whether they are to be logged
+    advance(now.step / settings.steps)
     with tqdm(total=settings.steps, initial=now.step, desc=description, unit="step", leave=False, disable=None) as bar:
         for batch in run.batches(now.step, settings.steps if run.alive(now) else now.step):
             now, sums = run.advance(now, batch)
             bar.update()
+            advance(1 / settings.steps)
             if due:  # looked at only now, so that the device did not wait
                 now, running = run.settled(now, running, log, bar, due)
             running, last = [*running, (now.step, sums)], now.step == settings.steps

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -25,15 +26,17 @@ from jax_emossl.loop import Fitted, fit
 from jax_emossl.predictor import predict
 from jax_emossl.study import Answer, Cell, Study, num_labels
 
+Advance = Callable[[Sequence[Cell], float], None]
 _Trained = tuple[Experiment, Fitted]  # a training of a cell's grid, and how it ended
 _MOST_MEMBERS = {"cpu": 16}  # more gain nothing there, and lose more work when interrupted
 _MEMORY_SHARE = 0.5  # of a device's memory, to be shared by the members' states and activations
 
 
-def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
+def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str, advance: Advance) -> Iterator[list[tuple[Cell, Answer]]]:
     """The cells' answers, as many at once as fit the devices' memory.
 
-    The state of cells under way is kept in `folder`, for a later call; `words` name the comparison in the progress bar.
+    The state of cells under way is kept in `folder`, for a later call; `words` name the comparison in the progress bar. `advance` is told
+    step by step what share of some cells' trainings was done.
     """
     size = len(cells)
     if grid := _grid(study, cells[0]):
@@ -42,15 +45,16 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> It
         own = list(members)
         programs.forget()  # another budget has shapes of its own, and before it others were encoded or trained
         for i in range(0, len(own), size):
-            yield from _together(study, own[i : i + size], folder, words)
+            yield from _together(study, own[i : i + size], folder, words, advance)
 
 
-def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str) -> Iterator[list[tuple[Cell, Answer]]]:
+def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str, advance: Advance) -> Iterator[list[tuple[Cell, Answer]]]:
     grids = [_grid(study, cell) for cell in cells]
     # What fixes the members' number and order names the folder.
     key = repr((cells, study.config.compare.strategies, study.config.compare.learning_rates, jax.device_count()))
     under_way = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-    ended = iter(_fit(study, cells, grids, under_way, f"{words} {cells[0].arm} to {cells[-1].arm}".strip()))
+    words = f"{words} {cells[0].arm} to {cells[-1].arm}".strip()
+    ended = iter(_fit(study, cells, grids, under_way, words, functools.partial(advance, cells)))
     trained = [[(training, next(ended)) for training in grid] for grid in grids]
     yield list(zip(cells, _answers(study, cells, trained), strict=True))
     if processes.first():
@@ -64,7 +68,9 @@ def _grid(study: Study, cell: Cell) -> list[Experiment]:
     return [study.training(cell.seed, source, labels, strategy=strategy, learning_rate=rate) for strategy, rate in points]
 
 
-def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str) -> list[Fitted]:
+def _fit(
+    study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]], under_way: Path, words: str, advance: Callable[[float], None]
+) -> list[Fitted]:
     """How the trainings of all grids, one after another, ended."""
     own = [study.split(cell) for cell in cells]
     members = [training.member(*parts, study.segments["train"]) for parts, grid in zip(own, grids, strict=True) for training in grid]
@@ -72,7 +78,7 @@ def _fit(study: Study, cells: Sequence[Cell], grids: Sequence[list[Experiment]],
         return []
     objective, config = study.experiment.objective, grids[0][0].config
     with contextlib.closing(Checkpoints(under_way)) as checkpoints:
-        ended = fit(objective, members, config, resident=study.resident, checkpoints=checkpoints, description=words)
+        ended = fit(objective, members, config, resident=study.resident, checkpoints=checkpoints, description=words, advance=advance)
     for member in ended:
         if member.diverged:
             notice(f"{words}: {member.diverged} in one of its trainings; its best step so far stands.")

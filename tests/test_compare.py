@@ -87,10 +87,16 @@ def test_the_progress_bar_goes_by_what_is_trained_on_and_knows_what_is_done(
     comparison_config, comparison, pretrained_there, no_report, monkeypatch
 ):
     folder, rows = comparison
-    bars = []
+    bars, halfway = [], []
+
+    def fit(_, members, *rest, advance, **named):
+        advance(0.5)
+        halfway.append(bars[-1].n)
+        return [Fitted(None, None, None, None, "it diverged")] * len(members)
+
     monkeypatch.setattr(compare, "tqdm", lambda **own: bars.append(tqdm(**own | {"disable": False})) or bars[-1])
     monkeypatch.setattr(compare.workdir, "enter", lambda *_: None)
-    monkeypatch.setattr(tuned, "fit", lambda o, members, *a, **k: [Fitted(None, None, None, None, "it diverged")] * len(members))
+    monkeypatch.setattr(tuned, "fit", fit)
     results.write(
         pretrained_there / "results.json", [row for row in rows if row["arm"] not in ("pretrained", "scratch")], comparison_config
     )
@@ -99,6 +105,9 @@ def test_the_progress_bar_goes_by_what_is_trained_on_and_knows_what_is_done(
     part, everything = bars
     assert part.n == part.total == everything.total == everything.initial
     assert 0 < part.initial < part.total
+    first, last = halfway  # of the trainings of either label count
+    assert part.initial < first < last < part.total
+    assert first - part.initial == pytest.approx(2 * last - part.total - first, abs=2)
 
 
 def test_a_comparison_stopped_within_a_sweep_ends_the_same(comparison_config, comparison, pretrained_there, no_report, monkeypatch):

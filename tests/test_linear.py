@@ -1,5 +1,4 @@
 import types
-from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -106,7 +105,7 @@ class Study:
 def test_cells_that_differ_in_nothing_that_matters_are_read_out_once():
     study = Study()
     cells = [Cell(arm, budget, seed) for arm in ("frozen", "random") for budget in (20, 0) for seed in (0, 1)]
-    answers = [pair for pairs in linear.answers(study, cells, Path("nowhere"), "") for pair in pairs]
+    answers = [pair for pairs in linear.answers(study, cells) for pair in pairs]
     assert [cell for cell, _ in answers] == cells
     # With all labels the seed does not matter to a pretrained encoder; a random one is another for every seed.
     assert [reads[0] for reads, _ in study.asked] == ["pretrained"] * 3 + ["random"] * 4

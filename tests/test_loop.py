@@ -368,11 +368,11 @@ class Sweep:
     config: object
     resident: object = None
 
-    def fit(self, members=None, checkpoints=None, resident=True, **settings):
+    def fit(self, members=None, checkpoints=None, resident=True, advance=lambda share: None, **settings):
         config = self.config.copy_and_resolve_references()
         config.train.update(settings)
         own = self.resident if resident else None
-        return fit(self.objective, members or self.members, config, resident=own, checkpoints=checkpoints)
+        return fit(self.objective, members or self.members, config, resident=own, checkpoints=checkpoints, advance=advance)
 
 
 @pytest.fixture(scope="module")
@@ -477,15 +477,19 @@ def test_pretrainings_on_different_folds_are_members_too(pretrainings, pretraine
 
 @pytest.mark.parametrize("step", [2, 5], ids=["at an evaluation", "between two"])
 def test_a_stopped_sweep_goes_on_bit_identically(step, sweep, fitted, tmp_path, monkeypatch):
+    shares = []
     with monkeypatch.context() as patch, contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         stop_at(patch, step)
         with pytest.raises(preemption.Preempted):
-            sweep.fit(checkpoints=checkpoints)
+            sweep.fit(checkpoints=checkpoints, advance=shares.append)
+    assert sum(shares) == pytest.approx(step / 6)
+    shares.clear()
     with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.newest() == step
-        for again, once in zip(sweep.fit(checkpoints=checkpoints), fitted, strict=True):
+        for again, once in zip(sweep.fit(checkpoints=checkpoints, advance=shares.append), fitted, strict=True):
             assert_equal_runs(again, once)
             assert [own for own, _ in once.evaluations] == [2, 4, 6] and list(again.evaluations) == list(once.evaluations)
+    assert shares[0] == pytest.approx(step / 6) and sum(shares) == pytest.approx(1)
 
 
 def test_early_stopping_is_each_members_own(sweep):

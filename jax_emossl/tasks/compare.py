@@ -30,7 +30,7 @@ from jax_emossl.study import Answer, Cell, Study, budgets_within, num_labels
 from jax_emossl.tasks import train
 
 _IN_PROGRESS = "in_progress"
-_UNLEARNED = 1 / 3  # of the cost of a training's second of speech, where nothing is learned from it
+_UNLEARNED = 1 / 3  # of the cost of a training's second of speech, where nothing is learned from it and many trainings share the reading
 _MOST_SHOWN = 2000  # segments in the embedding map
 
 
@@ -64,6 +64,10 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
     whole = left(())
     speech = {"unit": " s of speech", "unit_scale": True, "smoothing": 0}  # the mean rate, since parts go at rates of their own
     with tqdm(total=whole, initial=whole - left(rows), desc="comparing", leave=False, disable=None, **speech) as bar:
+
+        def advance(plan: _Plan, cells: Sequence[Cell], share: float) -> None:
+            bar.update(round(share * plan.seconds(cells)))
+
         for plan in plans:
             if known_already := plan.answered_by(rows):
                 rows += known_already
@@ -77,7 +81,8 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
                 _illustrate(study, plan)
             for mechanism, cells in itertools.groupby(missing, lambda cell: ARMS[cell.arm].mechanism):
                 under_way = out / _IN_PROGRESS / plan.place
-                for answered in _MECHANISMS[mechanism](study, list(cells), under_way, plan.words):
+                told = functools.partial(advance, plan)
+                for answered in _MECHANISMS[mechanism](study, list(cells), under_way, plan.words, told):
                     rows += [plan.row(study, cell, answer) for cell, answer in answered]
                     results.write(file, rows, config)
                     bar.update(whole - left(rows) - bar.n)
@@ -150,29 +155,33 @@ class _Plan:
             self.unpretrained.check_batches(members)
 
     def left(self, rows: Sequence[dict]) -> float:
-        """Seconds of speech that are still to be trained on: the time goes by them. To read one without learning costs a third."""
+        """Seconds of speech that are still to be trained on: the time goes by them."""
         missing = self.missing(rows)
         pretrains = self.pretrains and self.trains and len(missing) == len(self.cells)
-        pretraining = len(self.folders) * self._seconds(self.config.pretrain.train) if pretrains else 0.0
-        return pretraining + sum(self._cell_seconds[cell] for cell in missing)
+        # Evaluations of a training alone cost as much: its segments are read from disk for it.
+        pretraining = len(self.folders) * sum(self._seconds(self.config.pretrain.train)) if pretrains else 0.0
+        return pretraining + self.seconds(missing)
+
+    def seconds(self, cells: Sequence[Cell]) -> float:
+        """Of speech that some cells take."""
+        return sum(self._cell_seconds[cell] for cell in cells)
 
     @functools.cached_property
     def _cell_seconds(self) -> dict[Cell, float]:
         """Of speech for a cell's trainings and their answers; a linear read-out reads its labelled segments once."""
         grid, available, read = len(configs.trained_points(self.config.compare)), len(self.unpretrained.corpus.fold("train")), {}
-        reported = self._judging_seconds(self.config.compare.fold)
         for budget in {cell.budget for cell in self.cells}:
             labels = num_labels(budget, available)
-            tuned = grid * (self._seconds(configs.stretched(self.config.finetune.train, labels)) + reported)
-            read[budget] = {"tuned": tuned, "linear": labels * self._segment_seconds, "constant": 0.0}
+            learned, judged = self._seconds(configs.stretched(self.config.finetune.train, labels))
+            linear = _UNLEARNED * labels * self._segment_seconds
+            read[budget] = {"tuned": grid * (learned + _UNLEARNED * judged), "linear": linear, "constant": 0.0}
         return {cell: read[cell.budget][ARMS[cell.arm].mechanism] for cell in self.cells}
 
-    def _seconds(self, train: ml_collections.ConfigDict) -> float:
-        trained = train.steps * train.batch_size * min(train.crop or math.inf, self._segment_seconds)
-        return trained + train.steps / train.eval_every * self._judging_seconds("valid")
-
-    def _judging_seconds(self, fold: str) -> float:
-        return _UNLEARNED * len(self.unpretrained.corpus.fold(fold)) * self._segment_seconds
+    def _seconds(self, train: ml_collections.ConfigDict) -> tuple[float, float]:
+        """Of speech that a training learns from, and that its evaluations read."""
+        valid, reported = (len(self.unpretrained.corpus.fold(fold)) for fold in ("valid", self.config.compare.fold))
+        learned = train.steps * train.batch_size * min(train.crop or math.inf, self._segment_seconds)
+        return learned, (train.steps / train.eval_every * valid + reported) * self._segment_seconds
 
     @property
     def _segment_seconds(self) -> float:
