@@ -303,8 +303,10 @@ def main() -> None:
     parser.add_argument("--out", help="also write the figures to this JSON file")
     parser.add_argument("--measure", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.keep and (args.keep.exists() or "mosei" not in args.parts):
-        parser.error(f"--keep: {args.keep} is there: name a new folder." if args.keep.exists() else "--keep is of the part mosei: name it.")
+    if args.keep and args.keep.exists():
+        parser.error(f"--keep: {args.keep} is there: name a new folder.")
+    if args.keep and "mosei" not in args.parts:
+        parser.error("--keep is of the part mosei: name it.")
     if args.measure:
         name, *arguments = args.measure
         result = MEASUREMENTS[name](*arguments)
