@@ -21,9 +21,10 @@ from jax_emossl.card import Card
 from jax_emossl.data import corpora, prepared, tfds
 from jax_emossl.resident import dtype, is_resident, placement
 from jax_emossl.study import budgets_within, num_labels
+from jax_emossl.tuned import MOST_MEMBERS
 
 _EFFICIENCY = 0.3  # speed of trainings over that of the products alone, evaluations of a comparison included
-_TOGETHER, _PROGRAM = 16, 1e9  # trainings in memory at once, at most; bytes without any data
+_PROGRAM = 1e9  # bytes without any data
 
 
 class _Sizes(NamedTuple):
@@ -63,7 +64,7 @@ def describe(config: ml_collections.ConfigDict, workdir: Path) -> list[str]:
             piece = f"{own.train.crop:g} s" if own.train.crop else "a whole segment"
             jobs[f"{what} of {own.train.steps} steps of {own.train.batch_size} x {piece}"] += number
             data = size if is_resident(own.data.resident, size, what == "fine-tuning") else 0
-            each, needed = _estimate(own, sizes, min(number, _TOGETHER))
+            each, needed = _estimate(own, sizes, min(number, MOST_MEMBERS["cpu"]))
             seconds, memory = seconds + number * each, max(memory, data + needed)
     lines += [f"trains {number} x {what}" for what, number in jobs.items()]
     beside = ", linear read-outs, predictions, report (not in the estimate)" if config.task == "compare" else ""

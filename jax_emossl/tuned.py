@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from jax_emossl.study import Answer, Cell, Study, num_labels
 
 Advance = Callable[[Sequence[Cell], float], None]
 _Trained = tuple[Experiment, Fitted]  # a training of a cell's grid, and how it ended
-_MOST_MEMBERS = {"cpu": 16}  # more gain nothing there, and lose more work when interrupted
+MOST_MEMBERS = {"cpu": 20}  # five seeds at four rates; more gain nothing there, and lose more work when interrupted
 _MEMORY_SHARE = 0.5  # of a device's memory, to be shared by the members' states and activations
 
 
@@ -38,14 +39,14 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str, advan
     The state of cells under way is kept in `folder`, for a later call; `words` name the comparison in the progress bar. `advance` is told
     step by step what share of some cells' trainings was done.
     """
-    size = len(cells)
+    most = len(cells)
     if grid := _grid(study, cells[0]):
-        size = max(1, _members_at_once(study, grid[0]) // len(grid))
+        most = max(1, _members_at_once(study, grid[0]) // len(grid))
+    programs.forget()  # before it others were encoded or trained
     for _, members in itertools.groupby(cells, lambda cell: cell.budget):  # members take the same steps
         own = list(members)
-        programs.forget()  # another budget has shapes of its own, and before it others were encoded or trained
-        for i in range(0, len(own), size):
-            yield from _together(study, own[i : i + size], folder, words, advance)
+        for some in np.array_split(np.arange(len(own)), math.ceil(len(own) / most)):  # alike in size, so that they share their programs
+            yield from _together(study, [own[i] for i in some], folder, words, advance)
 
 
 def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str, advance: Advance) -> Iterator[list[tuple[Cell, Answer]]]:
@@ -141,4 +142,4 @@ def _members_at_once(study: Study, training: Experiment) -> int:
     platform, devices = jax.devices()[0].platform, jax.device_count()
     free = _MEMORY_SHARE * processes.of_first(mesh.device_memory) / (devices if platform == "cpu" else 1)
     together = free / state if platform == "cpu" else free / (state + activations)  # on CPU they take turns
-    return max(1, min(int(together), _MOST_MEMBERS.get(platform, 10**6) // devices)) * devices
+    return max(1, min(int(together), MOST_MEMBERS.get(platform, 10**6) // devices)) * devices

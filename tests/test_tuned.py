@@ -50,3 +50,16 @@ def test_only_what_validation_keeps_reads_the_reported_fold(monkeypatch):
     made = list(tuned._answers(study, [Cell("scratch", 12, seed) for seed in (0, 1)], grids))
     assert made == [[2], [3, 4]]
     assert asked == [(["valid 0"] * 2 + ["valid 1"] * 2, []), (["reported"] * 4, [True, False, False, False])]
+
+
+@pytest.mark.parametrize(
+    ("cells", "most", "expected"), [(10, 8, [10, 10]), (10, 20, [20]), (13, 5, [10, 8, 8]), (8, 5, [8, 8]), (1, 0, [2])]
+)
+def test_the_cells_of_a_label_count_are_trained_in_groups_of_like_sizes(cells, most, expected, monkeypatch):
+    """Two trainings to a cell. A group of another size is compiled anew; what is left after an interruption makes the same groups."""
+    made = []
+    monkeypatch.setattr(tuned, "_grid", lambda study, cell: [None] * 2)
+    monkeypatch.setattr(tuned, "_members_at_once", lambda study, training: 2 * most)
+    monkeypatch.setattr(tuned, "_together", lambda study, own, *_: made.append((own[0].budget, 2 * len(own))) or [None])
+    list(tuned.answers(None, [Cell("scratch", budget, seed) for budget in (0, 12) for seed in range(cells)], None, "", None))
+    assert made == [(budget, size) for budget in (0, 12) for size in expected]
