@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from jax_emossl import checkpoint, evaluation, linear, mesh, preemption, processes, report, results, standards, tuned, workdir
+from jax_emossl import checkpoint, evaluation, linear, mesh, preemption, processes, programs, report, results, standards, tuned, workdir
 from jax_emossl import config as configs
 from jax_emossl.arms import ARMS
 from jax_emossl.data import corpora, label_budget
@@ -82,6 +82,7 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
             for mechanism, cells in itertools.groupby(missing, lambda cell: ARMS[cell.arm].mechanism):
                 under_way = out / _IN_PROGRESS / plan.place
                 told = functools.partial(advance, plan)
+                programs.forget()  # those of pretraining and of encoding are not needed for what follows
                 for answered in _MECHANISMS[mechanism](study, list(cells), under_way, plan.words, told):
                     rows += [plan.row(study, cell, answer) for cell, answer in answered]
                     results.write(file, rows, config)
