@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jax_emossl import linear, mesh, processes
+from jax_emossl import linear, mesh, processes, programs
 from jax_emossl.arms import ARMS
 from jax_emossl.averaging import alike, averaged
 from jax_emossl.checkpoint import Checkpoints
@@ -44,6 +44,7 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str, advan
         most = max(1, _members_at_once(study, grid[0]) // len(grid))
     for _, members in itertools.groupby(cells, lambda cell: cell.budget):  # members take the same steps
         own = list(members)
+        programs.forget()  # another label count has shapes of its own, on a corpus of long segments many
         for some in np.array_split(np.arange(len(own)), math.ceil(len(own) / most)):  # alike in size, so that they share their programs
             yield from _together(study, [own[i] for i in some], folder, words, advance)
 
