@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from jax_emossl.study import Answer, Cell, Study, num_labels
 
 Advance = Callable[[Sequence[Cell], float], None]
 _Trained = tuple[Experiment, Fitted]  # a training of a cell's grid, and how it ended
-MOST_MEMBERS = {"cpu": 20}  # five seeds at four rates; more gain nothing there, and lose more work when interrupted
+MOST_MEMBERS = {"cpu": 20}  # five seeds at four rates: two arms leave no rest; more gain nothing there, and lose more work when interrupted
 _MEMORY_SHARE = 0.5  # of a device's memory, to be shared by the members' states and activations
 
 
@@ -39,14 +38,14 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str, advan
     The state of cells under way is kept in `folder`, for a later call; `words` name the comparison in the progress bar. `advance` is told
     step by step what share of some cells' trainings was done.
     """
-    most = len(cells)
+    size = len(cells)
     if grid := _grid(study, cells[0]):
-        most = max(1, _members_at_once(study, grid[0]) // len(grid))
+        size = max(1, _members_at_once(study, grid[0]) // len(grid))
     for _, members in itertools.groupby(cells, lambda cell: cell.budget):  # members take the same steps
         own = list(members)
-        programs.forget()  # another label count has shapes of its own, on a corpus of long segments many
-        for some in np.array_split(np.arange(len(own)), math.ceil(len(own) / most)):  # alike in size, so that they share their programs
-            yield from _together(study, [own[i] for i in some], folder, words, advance)
+        programs.forget()  # another label count has shapes of its own, and before it others were encoded or trained
+        for i in range(0, len(own), size):
+            yield from _together(study, own[i : i + size], folder, words, advance)
 
 
 def _together(study: Study, cells: Sequence[Cell], folder: Path, words: str, advance: Advance) -> Iterator[list[tuple[Cell, Answer]]]:

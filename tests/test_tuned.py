@@ -52,11 +52,9 @@ def test_only_what_validation_keeps_reads_the_reported_fold(monkeypatch):
     assert asked == [(["valid 0"] * 2 + ["valid 1"] * 2, []), (["reported"] * 4, [True, False, False, False])]
 
 
-@pytest.mark.parametrize(
-    ("cells", "most", "expected"), [(10, 8, [10, 10]), (10, 20, [20]), (13, 5, [10, 8, 8]), (8, 5, [8, 8]), (1, 0, [2])]
-)
-def test_the_cells_of_a_label_count_are_trained_in_groups_of_like_sizes(cells, most, expected, monkeypatch):
-    """Two trainings to a cell. A group of another size is compiled anew; what is left after an interruption makes the same groups."""
+@pytest.mark.parametrize(("cells", "most", "expected"), [(10, 8, [16, 4]), (10, 20, [20]), (13, 5, [10, 10, 6]), (1, 0, [2])])
+def test_as_many_cells_of_a_label_count_as_fit_are_trained_at_once_and_then_the_rest(cells, most, expected, monkeypatch):
+    """Two trainings to a cell. Full groups keep every device busy, and what is left after an interruption makes the same groups."""
     made = []
     monkeypatch.setattr(tuned, "_grid", lambda study, cell: [None] * 2)
     monkeypatch.setattr(tuned, "_members_at_once", lambda study, training: 2 * most)

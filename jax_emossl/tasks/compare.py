@@ -79,10 +79,10 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
             study = Study.make(plan.config, plan.pretrain())
             if plan.pretrains and plan.trains and not processes.of_first((out / results.ILLUSTRATION).exists):
                 _illustrate(study, plan)
+            programs.forget()  # what was pretrained is not trained any more
             for mechanism, cells in itertools.groupby(missing, lambda cell: ARMS[cell.arm].mechanism):
                 under_way = out / _IN_PROGRESS / plan.place
                 told = functools.partial(advance, plan)
-                programs.forget()  # those of pretraining and of encoding are not needed for what follows
                 for answered in _MECHANISMS[mechanism](study, list(cells), under_way, plan.words, told):
                     rows += [plan.row(study, cell, answer) for cell, answer in answered]
                     results.write(file, rows, config)
