@@ -215,7 +215,7 @@ def test_with_a_decoder_the_encoder_reads_the_unmasked_steps_alone(monkeypatch):
     read.clear()
     jax.eval_shape(VISIBLE.reconstruct, variables(params), batch(), jax.random.split(KEY, 4))
     most = most_visible(20, VISIBLE.ratio)
-    assert most < 20 and read == [(16, 1, (4, most, 6)), (8, 1, (4, 20, 16))]
+    assert most < 20 and read == [(16, 1, (4, most, 6)), (8, 1, (4, 20, 8))]
     assert params["encoder"] == jax.eval_shape(OBJECTIVE.init, jax.random.key(0), batch())["encoder"]
 
 

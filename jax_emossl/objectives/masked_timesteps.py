@@ -95,7 +95,8 @@ class _Model(nn.Module):
             length = features.shape[1]
             positions, number = pack(valid_steps(num_steps, length) & ~masked, most)
             encoded = self.encoder(packed(features, positions), number, None, deterministic, positions)
-            spread = unpacked(nn.LayerNorm()(encoded.layers[-1]), positions, length)
+            narrow = Dense(self.decoder.width, name="narrow")(nn.LayerNorm()(encoded.layers[-1]))  # so that less is spread
+            spread = unpacked(narrow, positions, length)
             output = self.decoder(spread, num_steps, masked, deterministic).layers[-1]
         reconstructed = Reconstruction(self.dimension, name="head")(output)
         if not self.statistics:
@@ -160,7 +161,8 @@ class MaskedTimesteps(Stepwise):
         counts = steps_per_dimension(batch["num_frames"], self.stack, self.dimension)
         there = valid_values(counts, features.shape[1])
         own, constant = (jnp.where(there, error(guess, features), 0.0).mean(-1) for guess in (predicted, jnp.zeros_like(features)))
-        sums = summed(masked, loss=own, loss_of_constant=constant, steps=there.mean(-1))
+        frames = valid_values(steps_per_dimension(batch["num_frames"], self.stack, self.stack), features.shape[1])  # by place in the stack
+        sums = summed(masked, loss=own, loss_of_constant=constant, steps=frames.mean(-1))
         if statistics is not None:
             off = error(statistics, crop_statistics(features, counts, self.lags)).reshape(len(features), -1, self.dimension).mean(1)
             sums["loss_of_statistics"] = sums["steps"] * jnp.mean(off, 1, where=counts > 0)  # a row weighs the same in both losses
