@@ -25,15 +25,15 @@ def span_mask(key: jax.Array, num_steps: Int[Array, ""], length: int, ratio: flo
     rank = _places(jnp.argsort(score))[block]
     valid = steps < num_steps
     if exact:
-        place = _places(jnp.sort(jnp.where(valid, rank, length + 1) * length + steps) % length)
+        place = _places(jnp.argsort(jnp.where(valid, rank, length + 1)))
         return (place < _hidden(num_steps, ratio)) & valid
     count = jnp.floor(ratio * blocks + jax.random.uniform(count_key))
     return (rank < jnp.maximum(1, jnp.minimum(count, blocks - 1))) & valid
 
 
 def _places(order: Int[Array, "n"]) -> Int[Array, "n"]:
-    """Where each of 0..n-1 stands in an order of them; sorts of integers alone are much faster on CPU than argsort."""
-    return jnp.sort(order * len(order) + jnp.arange(len(order))) % len(order)
+    """Where each of 0..n-1 stands in an order of them; on CPU this takes less than a second argsort."""
+    return jnp.zeros_like(order).at[order].set(jnp.arange(len(order)), unique_indices=True)
 
 
 def _hidden(num_steps, ratio, of=jnp):

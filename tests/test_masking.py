@@ -69,6 +69,14 @@ def test_an_exact_mask_hides_the_same_number_of_steps_for_every_key(ratio, span)
         assert most_visible(length, ratio) == max(1, (num_steps - hidden)[num_steps <= length].max())
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_row_of_many_minutes_is_masked_as_any_other(exact):
+    """Its squared length is beyond 32 bits."""
+    masked = np.asarray(span_mask(jax.random.key(0), jnp.int32(50_000), 50_000, 0.75, 8, exact))
+    runs = np.diff(np.flatnonzero(np.diff(masked.astype(int), prepend=0, append=0)))[::2]
+    assert masked.mean() == pytest.approx(0.75, abs=1e-3) and np.mean(runs % 8 == 0) > 0.99
+
+
 def test_an_exact_mask_has_whole_spans_but_for_one_that_is_cut():
     keys = jax.random.split(jax.random.key(1), 400)
     exact = np.asarray(span_masks(keys, jnp.full(400, LENGTH), LENGTH, 0.5, 5, True))
