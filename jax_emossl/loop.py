@@ -25,7 +25,7 @@ from jax_emossl.data.batches import Batch, Segments, in_memory
 from jax_emossl.data.indices import Sampler, padded_length
 from jax_emossl.data.pipeline import tf_data
 from jax_emossl.logs import Scalars
-from jax_emossl.objectives import Objective, Params, Variables, assess
+from jax_emossl.objectives import Objective, Outputs, Params, Variables, assess
 from jax_emossl.optimizer import Optimizer, Rates
 from jax_emossl.predictor import predict_rows, predict_stacked
 from jax_emossl.resident import Resident, with_features
@@ -65,7 +65,7 @@ class Fitted:
     """A member's variables (NumPy) at its best step by validation, with the value of the selection metric there.
 
     All are None where it diverged before its first evaluation; `diverged` says how it did, if it did. `evaluations` are the steps that
-    were validated, with the value of each.
+    were validated, with the value of each, and `outputs` what it says of its validation segments at its best step.
     """
 
     variables: Variables | None
@@ -74,6 +74,7 @@ class Fitted:
     calibration: Any
     diverged: str
     evaluations: Sequence[tuple[int, float]] = ()
+    outputs: Outputs | None = None
 
 
 def run_keys(seed: int) -> tuple[jax.Array, jax.Array]:
@@ -119,6 +120,7 @@ def fit(
         now = run.as_first(now)
     log = scalars(now.step) if scalars else None
     running: list[tuple[int, dict]] = []  # steps whose sums are still on the device
+    outputs: list[Outputs | None] = [None] * len(run.members)  # as they are in `Fitted`, but not from before a run was resumed
     due = False  # whether they are to be logged
     advance(now.step / settings.steps)
     with tqdm(total=settings.steps, initial=now.step, desc=description, unit="step", leave=False, disable=None) as bar:
@@ -136,7 +138,10 @@ def fit(
                 now, running = run.settled(now, running, log, bar, due)
                 due = False
             if evaluated and run.sound(now):
-                now = run.evaluated(now, log)
+                now, made = run.evaluated(now, log)
+                outputs = [
+                    own if best == now.step else before for own, best, before in zip(made, run.best_steps(now), outputs, strict=True)
+                ]
             if checkpoints and (evaluated or preempted) and run.sound(now):
                 checkpoints.save(run.whole(now))
             if preempted and run.sound(now):
@@ -148,7 +153,8 @@ def fit(
     best = meshes.fetch(now.best)
     fields = ("best_step", "best_value", "calibration", "diverged", "evaluations")
     own = [[progress[field] for field in fields] for progress in now.progress["members"][:real]]
-    return [Fitted(None if step is None else meshes.member(best, i), step, *rest) for i, (step, *rest) in enumerate(own)]
+    outputs = run.completed(now, outputs)
+    return [Fitted(None if step is None else meshes.member(best, i), step, *rest, outputs[i]) for i, (step, *rest) in enumerate(own)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,16 +203,16 @@ class _Run:
 
     def with_standards(self, variables: Variables, over: Sequence[bool] = ()) -> Variables:
         """Variables whose constants, of objectives with a reference, are those of the encoder as it is now."""
-        reference, params = [member.reference for member in self.members], variables["params"]
+        reference = [member.reference for member in self.members]
         if None in reference:
             return variables
-        outputs = predict_rows(self.objective, self.mesh, {"params": params}, reference, *self.sizes, self.resident, over)
+        outputs = predict_rows(self.objective, self.mesh, variables, reference, *self.sizes, self.resident, over)
         rows = padded_length(max(map(len, reference)), self.sizes[1])  # by recordings, their number varies: few shapes to compile
         own = [
             self.objective.constants({name: _filled(values, rows, 0) for name, values in made.items()}, _filled(part.basis, rows, -1))
             for made, part in zip(outputs, reference, strict=True)
         ]
-        return {"params": params, "constants": meshes.place_members(meshes.stack(own), self.mesh)}
+        return {"params": variables["params"], "constants": meshes.place_members(meshes.stack(own), self.mesh)}
 
     @property
     def sizes(self) -> tuple[int, float]:
@@ -259,11 +265,25 @@ class _Run:
             log.write(running[-1][0], {f"train/{name}": value for name, value in means.items()})
         return now, []
 
-    def evaluated(self, now: Snapshot, log: Scalars | None) -> Snapshot:
-        """After the validation of every member that is still trained."""
-        valid, over = [member.valid for member in self.members], self.over(now)
+    def on_valid(self, variables: Variables, over: Sequence[bool]) -> list[Outputs]:
+        """What members that are not `over` say of their validation segments."""
+        valid = [member.valid for member in self.members]
+        return predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident, over=over)
+
+    def completed(self, now: Snapshot, outputs: Sequence[Outputs | None]) -> list[Outputs | None]:
+        """What members say at their best steps, made anew where that was not since the run was resumed."""
+        there = [own is not None or best is None for own, best in zip(outputs, self.best_steps(now), strict=True)]
+        made = outputs if all(there) else self.on_valid(now.best, there)
+        return [own if known else new for own, known, new in zip(outputs, there, made, strict=True)]
+
+    def best_steps(self, now: Snapshot) -> list[int | None]:
+        return [own["best_step"] for own in now.progress["members"]]
+
+    def evaluated(self, now: Snapshot, log: Scalars | None) -> tuple[Snapshot, list[Outputs]]:
+        """After the validation of every member that is still trained, and what they say there."""
+        over = self.over(now)
         variables = self.with_standards(now.variables, over)
-        outputs = predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident, over=over)
+        outputs = self.on_valid(variables, over)
         judged = []
         for member, own, made in zip(self.members, now.progress["members"], outputs, strict=True):
             broken = [name for name, values in made.items() if not np.isfinite(values.sum())]
@@ -279,7 +299,7 @@ class _Run:
         now = dataclasses.replace(now, variables=variables, best=best, progress={**now.progress, "members": judged})
         if log and self.sound(now):
             log.write(now.step, {f"valid/{n}": v for n, v in report.items() if isinstance(v, float)})
-        return now
+        return now, outputs
 
     def alive(self, now: Snapshot) -> bool:
         """Whether any member is still to be trained."""

@@ -36,6 +36,8 @@ def predict_rows(
 
     `resident` holds all the segments; without it, features are sent batch by batch. Of members that are `over` nothing is asked.
     """
+    if objective.labelled:  # with and without constants, by which it does not predict, there would be two programs of everything
+        variables = {"params": variables["params"]}
     gather = resident.gather if resident else Segments.gather
     steps = meshes.replicate(resident.steps, mesh) if resident else None  # where they are already
     ended = meshes.place_over(over or [False] * len(parts), mesh)

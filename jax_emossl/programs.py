@@ -1,4 +1,4 @@
-"""Compiled programs: in a folder from one run to the next, in memory no longer than they are needed."""
+"""Compiled programs: in a folder from one run to the next, in memory as long as they may be needed again."""
 
 import hashlib
 import platform

@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
-from jaxtyping import Float
 
-from jax_emossl import linear, mesh, processes, programs
+from jax_emossl import linear, mesh, processes
 from jax_emossl.arms import ARMS
 from jax_emossl.averaging import alike, averaged
 from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.config import trained_points
-from jax_emossl.data.batches import Segments
 from jax_emossl.data.indices import padded_length
 from jax_emossl.errors import UserError, notice
 from jax_emossl.experiment import Experiment
@@ -43,7 +40,6 @@ def answers(study: Study, cells: Sequence[Cell], folder: Path, words: str, advan
         size = max(1, _members_at_once(study, grid[0]) // len(grid))
     for _, members in itertools.groupby(cells, lambda cell: cell.budget):  # members take the same steps
         own = list(members)
-        programs.forget()  # another label count has shapes of its own, and before it others were encoded or trained
         for i in range(0, len(own), size):
             yield from _together(study, own[i : i + size], folder, words, advance)
 
@@ -91,12 +87,7 @@ def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Tr
     ended = [[(training, own) for training, own in grid if own.variables] for grid in trained]
     variables = [own.variables for grid in ended for _, own in grid]
 
-    def said(parts: Sequence[Segments], over: Sequence[bool] = ()) -> list[Float[np.ndarray, "s c"]]:
-        made = predict(objective, variables, parts, *study.experiment.sizes, resident=study.resident, over=over) if variables else []
-        return [outputs["scores"] for outputs in made]
-
-    on_valid = iter(said([valid for valid, grid in zip(judges, ended, strict=True) for _ in grid]))
-    tuned = [[_answer(training, own, next(on_valid)) for training, own in grid] for grid in ended]
+    tuned = [[_answer(*own) for own in grid] for grid in ended]
     made = [_read_out(study, cell) + own for cell, own in zip(cells, tuned, strict=True)]
     for cell, own in zip(cells, made, strict=True):
         if not own:
@@ -109,15 +100,17 @@ def _answers(study: Study, cells: Sequence[Cell], trained: Sequence[Sequence[_Tr
     kept = [[own[i] for i in some] for own, some in zip(made, places, strict=True)]
     # The reported fold may be large: those that are not kept do not read it.
     asked, wanted = list(itertools.chain(*tuned)), set(itertools.chain(*kept))
-    reported = dict(zip(asked, said([study.reported] * len(asked), [own not in wanted for own in asked]), strict=True))
+    parts, over = [study.reported] * len(asked), [own not in wanted for own in asked]
+    said = predict(objective, variables, parts, *study.experiment.sizes, resident=study.resident, over=over) if variables else []
+    reported = {answer: outputs["scores"] for answer, outputs in zip(asked, said, strict=True)}
     for own, valid in zip(kept, judges, strict=True):
         yield averaged(objective, [dataclasses.replace(answer, scores=reported.get(answer, answer.scores)) for answer in own], valid)
 
 
-def _answer(training: Experiment, ended: Fitted, on_valid: Float[np.ndarray, "v c"]) -> Answer:
+def _answer(training: Experiment, ended: Fitted) -> Answer:
     """That of one training, of the reported fold not yet asked."""
     details = {"strategy": training.config.train.strategy, "learning_rate": training.config.train.learning_rate}
-    return Answer(None, on_valid, ended.step, ended.value, ended.calibration, details, [ended.evaluations])
+    return Answer(None, ended.outputs["scores"], ended.step, ended.value, ended.calibration, details, [ended.evaluations])
 
 
 def _read_out(study: Study, cell: Cell) -> list[Answer]:

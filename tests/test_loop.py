@@ -413,6 +413,8 @@ def assert_equal_runs(one, other, tolerance=0.0):
         # A key's bias has no gradient but rounding, which Adam makes steps of: small arrays are allowed what a larger one is.
         scale = max(np.abs(b).max(), 0.1)
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * scale)
+    for name, values in one.outputs.items():
+        np.testing.assert_allclose(values, other.outputs[name], rtol=10 * tolerance, atol=10 * tolerance)
 
 
 def without_filler(variables):
@@ -466,7 +468,8 @@ def test_predictions_of_members_are_those_made_alone(sweep, fitted):
     together = predict(sweep.objective, [own.variables for own in fitted], [member.valid for member in sweep.members], 8, 8.0)
     for outputs, member, own in zip(together, sweep.members, fitted, strict=True):
         (expected,) = predict(sweep.objective, [own.variables], [member.valid], 8, 8.0)
-        np.testing.assert_allclose(outputs["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
+        for said in (outputs, own.outputs):
+            np.testing.assert_allclose(said["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
 
 
 def test_pretrainings_on_different_folds_are_members_too(pretrainings, pretrained_together):

@@ -39,7 +39,8 @@ def test_only_what_validation_keeps_reads_the_reported_fold(monkeypatch):
     monkeypatch.setattr(tuned, "alike", lambda objective, made, valid: [own for own in made if own.value > 0.5])
     monkeypatch.setattr(tuned, "averaged", lambda objective, kept, valid: [own.scores for own in kept])
     training = types.SimpleNamespace(config=types.SimpleNamespace(train=types.SimpleNamespace(strategy="full", learning_rate=1.0)))
-    grids = [[(training, Fitted(i, 1, value, None, "")) for i, value in grid] for grid in ([(1, 0.1), (2, 0.9)], [(3, 0.9), (4, 0.9)])]
+    values = [(1, 0.1), (2, 0.9)], [(3, 0.9), (4, 0.9)]
+    grids = [[(training, Fitted(i, 1, value, None, "", outputs={"scores": np.full(1, i)})) for i, value in grid] for grid in values]
     study = types.SimpleNamespace(
         experiment=types.SimpleNamespace(objective=types.SimpleNamespace(reads_functionals=False), sizes=()),
         config=ml_collections.ConfigDict({"compare": {"strategies": ("full",)}}),
@@ -49,7 +50,7 @@ def test_only_what_validation_keeps_reads_the_reported_fold(monkeypatch):
     )
     made = list(tuned._answers(study, [Cell("scratch", 12, seed) for seed in (0, 1)], grids))
     assert made == [[2], [3, 4]]
-    assert asked == [(["valid 0"] * 2 + ["valid 1"] * 2, []), (["reported"] * 4, [True, False, False, False])]
+    assert asked == [(["reported"] * 4, [True, False, False, False])]
 
 
 @pytest.mark.parametrize(("cells", "most", "expected"), [(10, 8, [16, 4]), (10, 20, [20]), (13, 5, [10, 10, 6]), (1, 0, [2])])

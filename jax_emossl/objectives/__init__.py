@@ -79,7 +79,7 @@ class Objective(Protocol):
 class LabelledObjective(Objective, Protocol):
     """An objective that answers about emotions, from one score per class.
 
-    Its outputs hold `scores` (S, C) once they are finished.
+    Its outputs hold `scores` (S, C) once they are finished. Its constants are made of what it predicts, which reads its parameters alone.
 
     Attributes:
       classes: what scores stand for.

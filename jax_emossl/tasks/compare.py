@@ -68,7 +68,9 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
         def advance(plan: _Plan, cells: Sequence[Cell], share: float) -> None:
             bar.update(round(share * plan.seconds(cells)))
 
-        for plan in plans:
+        for before, plan in zip([plans[0], *plans], plans, strict=False):
+            if plan.variant != before.variant:
+                programs.forget()  # variants may differ in their pretext tasks, whose programs would add up
             if known_already := plan.answered_by(rows):
                 rows += known_already
                 results.write(file, rows, config)
@@ -79,7 +81,6 @@ def run(config: ml_collections.ConfigDict, out: Path) -> list[dict]:
             study = Study.make(plan.config, plan.pretrain())
             if plan.pretrains and plan.trains and not processes.of_first((out / results.ILLUSTRATION).exists):
                 _illustrate(study, plan)
-            programs.forget()  # what was pretrained is not trained any more
             for mechanism, cells in itertools.groupby(missing, lambda cell: ARMS[cell.arm].mechanism):
                 under_way = out / _IN_PROGRESS / plan.place
                 told = functools.partial(advance, plan)
