@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, same
 
-from jax_emossl import checkpoint, preemption, standards, tuned
+from jax_emossl import checkpoint, preemption, programs, standards, tuned
 from jax_emossl import mesh as meshes
 from jax_emossl.checkpoint import Checkpoints
 from jax_emossl.data.indices import Sampler, in_order
@@ -470,6 +470,24 @@ def test_predictions_of_members_are_those_made_alone(sweep, fitted):
         (expected,) = predict(sweep.objective, [own.variables], [member.valid], 8, 8.0)
         for said in (outputs, own.outputs):
             np.testing.assert_allclose(said["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
+
+
+def test_programs_serve_other_label_counts_too(sweep, monkeypatch):
+    """Tracing calls `predict`; what an earlier evaluation has told makes no other program of the next."""
+    traced, kind = [], type(sweep.objective)
+    original = kind.predict
+    monkeypatch.setattr(kind, "predict", lambda *given: traced.append(1) or original(*given))
+    programs.forget()
+    run = _Run.of(sweep.objective, sweep.members, sweep.config, meshes.make(len(sweep.members)), sweep.resident)
+    now = run.begin()
+    before = len(traced)
+    run.with_standards(now.variables)
+    assert len(traced) == before > 0
+    sweep.fit()
+    before = len(traced)
+    fewest = sweep.members[0]
+    sweep.fit([dataclasses.replace(member, train=fewest.train, reference=fewest.reference) for member in sweep.members])
+    assert len(traced) == before
 
 
 def test_pretrainings_on_different_folds_are_members_too(pretrainings, pretrained_together):
