@@ -15,6 +15,7 @@ _TUNABLES = ":".join(
         "hugetlb": 1,
         "mmap_max": 0,
         "trim_threshold": 2**40,
+        "top_pad": 2**26,  # the size of a thread's heap, which would be given back whenever it is free
         "arena_max": 2 * (os.cpu_count() or 1),  # each keeps what it has freed; with one alone, threads would wait for one another
     }.items()
 )
