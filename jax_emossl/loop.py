@@ -337,14 +337,14 @@ def _init(optimizer: Optimizer, mesh: Mesh, params: Params) -> Any:
 def _step(objective, optimizer, mesh, shared, over, rates, keys, variables, opt_state, batch):
     """One step of every member that is not over; all that follows `shared` is stacked."""
 
-    def member(shared, over, rates, key, variables, opt_state, batch):
+    def member(shared, variables, opt_state, over, rates, key, batch):
         def trained():
             step, steps = shared
             return train_step(objective, optimizer, rates, key, variables, opt_state, step, with_features(steps, batch))
 
         return meshes.unless(over, trained, variables, opt_state)
 
-    *state, sums = meshes.each(member, mesh)(shared, over, rates, keys, variables, opt_state, batch)
+    *state, sums = meshes.each(member, mesh, replaced=2)(shared, variables, opt_state, over, rates, keys, batch)
     # They stay where they are, whatever the compiler would like better.
     return *jax.lax.with_sharding_constraint(state, NamedSharding(mesh, PartitionSpec("members"))), sums
 

@@ -114,11 +114,12 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(tree)
 
 
-def each(function: Callable, mesh: Mesh) -> Callable:
+def each(function: Callable, mesh: Mesh, replaced: int = 0) -> Callable:
     """`function(shared, *own)` of one member, for stacked members: every share of the devices does its own.
 
     An accelerator does its share in one go. A CPU core is full with one member, so there they take turns, which keeps the
-    matrix products plain and in cache.
+    matrix products plain and in cache. So many values as are `replaced`, the first of `own`, are replaced by the first that the
+    function gives, which then take their places in memory.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
 
@@ -126,7 +127,7 @@ def each(function: Callable, mesh: Mesh) -> Callable:
         if len(jax.tree.leaves(own)[0]) == 1:
             return jax.tree.map(lambda leaf: leaf[None], function(shared, *member(own, 0)))
         if on_cpu:
-            return jax.lax.map(lambda one: function(shared, *one), own)
+            return _in_turn(functools.partial(function, shared), own, replaced)
         return jax.vmap(functools.partial(function, shared))(*own)
 
     if mesh.shape["members"] == 1:
@@ -139,6 +140,22 @@ def each(function: Callable, mesh: Mesh) -> Callable:
         )
 
     return split
+
+
+def _in_turn(function: Callable, own: tuple, replaced: int) -> Any:
+    """`function(*own)` of every member, one after another, see `each`."""
+    if not replaced:
+        return jax.lax.map(lambda one: function(*one), own)
+
+    def turn(state: tuple, one: tuple) -> tuple[tuple, tuple]:
+        i, rest = one
+        made = function(*member(state, i), *rest)
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
+        return jax.tree.map(put, state, made[:replaced]), made[replaced:]
+
+    state, rest = own[:replaced], own[replaced:]
+    state, made = jax.lax.scan(turn, state, (jnp.arange(len(jax.tree.leaves(state)[0])), rest))
+    return *state, *made
 
 
 def unless(over: Bool[Array, ""] | None, function: Callable[[], tuple], *kept: Any) -> tuple:

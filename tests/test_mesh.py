@@ -72,17 +72,28 @@ def share(platform, members=1):
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("members", [1, 3])
-def test_each_is_a_plain_loop_whether_members_take_turns_or_not(platform, members):
+@pytest.mark.parametrize("replaced", [0, 1])
+def test_each_is_a_plain_loop_whether_members_take_turns_or_not(platform, members, replaced):
     def function(shared, own, more):
         return own @ shared, {"sum": own.sum() + more["a"], "count": more["a"] * 2}
 
     rng = np.random.default_rng(0)
     own, more = [rng.normal(size=(4, 3)).astype(np.float32) for _ in range(members)], [{"a": np.float32(i)} for i in range(members)]
     stacked = meshes.stack(own), meshes.stack(more)
-    made = jax.jit(meshes.each(function, share(platform)))(jnp.ones((3, 2)), *stacked)
+    made = jax.jit(meshes.each(function, share(platform), replaced))(jnp.ones((3, 3)), *stacked)
     for i in range(members):
-        expected = function(jnp.ones((3, 2)), own[i], more[i])
+        expected = function(jnp.ones((3, 3)), own[i], more[i])
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), meshes.member(made, i), expected)
+
+
+def test_members_that_take_turns_are_replaced_where_they_lie():
+    state, x = np.ones((50, 100, 100), np.float32), np.ones(50, np.float32)
+
+    def further(replaced):
+        each = jax.jit(meshes.each(lambda _, state, x: (jnp.tanh(state) * x, x), share("cpu"), replaced), donate_argnums=1)
+        return each.lower((), state, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert further(replaced=1) < state.nbytes / 10 < state.nbytes <= further(replaced=0)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
