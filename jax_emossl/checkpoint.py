@@ -6,12 +6,14 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import absl.logging
@@ -69,17 +71,25 @@ class Checkpoints:
     """The latest two checkpoints of a run, each whole or absent, and each with the variables of the best step so far.
 
     Of several processes the first alone has them, and a folder that all share is not needed: each is to give snapshots whole.
+
+    Args:
+      every: s from one save to the next that can wait.
     """
 
-    def __init__(self, workdir: Path):
-        self._workdir = workdir
+    def __init__(self, workdir: Path, every: float = 0.0):
+        self._workdir, self._every, self._saved = workdir, every, -math.inf
         with processes.as_one(), _storage(workdir):
             self._manager = _manager(workdir, read_only=False) if processes.first() else None
+
+    def due(self) -> bool:
+        """Whether a save that can wait is to be made, the same in all processes; the first always is, so that a full disk is known early."""
+        return processes.of_first(lambda: monotonic() - self._saved >= self._every)
 
     def save(self, snapshot: Snapshot) -> None:
         """Starts saving in the background."""
         if not self._manager:
             return
+        self._saved = monotonic()
         # The next step reuses (donates) the loop's buffers while the save is still reading.
         state = jax.tree.map(_copy(), snapshot.arrays)
         with _storage(self._workdir):

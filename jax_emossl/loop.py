@@ -27,7 +27,7 @@ from jax_emossl.data.pipeline import tf_data
 from jax_emossl.logs import Scalars
 from jax_emossl.objectives import Objective, Outputs, Params, Variables, assess
 from jax_emossl.optimizer import Optimizer, Rates
-from jax_emossl.predictor import predict_rows, predict_stacked
+from jax_emossl.predictor import finished, predict_rows, predict_stacked, with_basis
 from jax_emossl.resident import Resident, with_features
 
 _LOADERS = {"memory": in_memory, "tf.data": tf_data}
@@ -101,7 +101,7 @@ def fit(
     Args:
       config: of any member; `data` and `train` are read.
       resident: holds all the members' segments; without it, features are sent batch by batch.
-      checkpoints: saved at every evaluation; None keeps all in memory.
+      checkpoints: saved at evaluations, as they are due; None keeps all in memory.
       scalars: makes the log of a run of one member that (re)starts after the given step.
       advance: is told what share of the steps was taken since it was told last.
 
@@ -142,7 +142,7 @@ def fit(
                 outputs = [
                     own if best == now.step else before for own, best, before in zip(made, run.best_steps(now), outputs, strict=True)
                 ]
-            if checkpoints and (evaluated or preempted) and run.sound(now):
+            if checkpoints and (preempted or evaluated and checkpoints.due()) and run.sound(now):
                 checkpoints.save(run.whole(now))
             if preempted and run.sound(now):
                 raise preemption.Preempted
@@ -180,7 +180,7 @@ class _Run:
         opt_state = meshes.place_members(_init(self.optimizer, self.mesh, params), self.mesh)
         progress = {"members": [_NO_PROGRESS] * len(self.members), "unlogged": []}
         constants = meshes.place_members(meshes.stack([member.constants for member in self.members]), self.mesh)
-        variables = self.with_standards({"params": params, "constants": constants})
+        variables, _ = self.read({"params": params, "constants": constants}, [()] * len(self.members))
         return Snapshot(0, variables, opt_state, jax.tree.map(jnp.copy, variables), progress)
 
     def whole(self, now: Snapshot) -> Snapshot:
@@ -201,18 +201,27 @@ class _Run:
         """Which members are no longer trained."""
         return [_over(own, self.config.train) for own in now.progress["members"]]
 
-    def with_standards(self, variables: Variables, over: Sequence[bool] = ()) -> Variables:
-        """Variables whose constants, of objectives with a reference, are those of the encoder as it is now."""
-        reference = [member.reference for member in self.members]
-        if None in reference:
-            return variables
-        outputs = predict_rows(self.objective, self.mesh, variables, reference, *self.sizes, self.resident, over)
-        rows = padded_length(max(map(len, reference)), self.sizes[1])  # by recordings, their number varies: few shapes to compile
-        own = [
-            self.objective.constants({name: _filled(values, rows, 0) for name, values in made.items()}, _filled(part.basis, rows, -1))
-            for made, part in zip(outputs, reference, strict=True)
-        ]
-        return {"params": variables["params"], "constants": meshes.place_members(meshes.stack(own), self.mesh)}
+    def read(
+        self, variables: Variables, others: Sequence[Sequence[Segments]], over: Sequence[bool] = ()
+    ) -> tuple[Variables, list[list[Outputs]]]:
+        """Variables whose constants, of objectives with a reference, are those of the encoder as it is now, and rows of others, not finished.
+
+        Each member's reference and its `others` are read in one pass.
+        """
+        references = [() if member.reference is None else (member.reference,) for member in self.members]
+        parts = [(*own, *rest) for own, rest in zip(references, others, strict=True)]
+        if not any(parts):
+            return variables, []
+        made = predict_rows(self.objective, self.mesh, variables, parts, *self.sizes, self.resident, over)
+        if all(references):
+            # By recordings, their number varies: few shapes to compile.
+            rows = padded_length(max(len(part) for (part,) in references), self.sizes[1])
+            own = [
+                self.objective.constants({name: _filled(values, rows, 0) for name, values in first.items()}, _filled(part.basis, rows, -1))
+                for (first, *_), (part,) in zip(made, references, strict=True)
+            ]
+            variables = {"params": variables["params"], "constants": meshes.place_members(meshes.stack(own), self.mesh)}
+        return variables, [said[len(own) :] for said, own in zip(made, references, strict=True)]
 
     @property
     def sizes(self) -> tuple[int, float]:
@@ -265,15 +274,13 @@ class _Run:
             log.write(running[-1][0], {f"train/{name}": value for name, value in means.items()})
         return now, []
 
-    def on_valid(self, variables: Variables, over: Sequence[bool]) -> list[Outputs]:
-        """What members that are not `over` say of their validation segments."""
-        valid = [member.valid for member in self.members]
-        return predict_stacked(self.objective, self.mesh, variables, valid, *self.sizes, resident=self.resident, over=over)
-
     def completed(self, now: Snapshot, outputs: Sequence[Outputs | None]) -> list[Outputs | None]:
         """What members say at their best steps, made anew where that was not since the run was resumed."""
         there = [own is not None or best is None for own, best in zip(outputs, self.best_steps(now), strict=True)]
-        made = outputs if all(there) else self.on_valid(now.best, there)
+        made = outputs
+        if not all(there):
+            valid = [member.valid for member in self.members]
+            made = predict_stacked(self.objective, self.mesh, now.best, valid, *self.sizes, resident=self.resident, over=there)
         return [own if known else new for own, known, new in zip(outputs, there, made, strict=True)]
 
     def best_steps(self, now: Snapshot) -> list[int | None]:
@@ -282,8 +289,10 @@ class _Run:
     def evaluated(self, now: Snapshot, log: Scalars | None) -> tuple[Snapshot, list[Outputs]]:
         """After the validation of every member that is still trained, and what they say there."""
         over = self.over(now)
-        variables = self.with_standards(now.variables, over)
-        outputs = self.on_valid(variables, over)
+        valid = [member.valid for member in self.members]
+        whole = with_basis(valid)
+        variables, rows = self.read(now.variables, [(own,) for own in whole], over)
+        outputs = finished(self.objective, variables, [own for (own,) in rows], whole, valid)
         judged = []
         for member, own, made in zip(self.members, now.progress["members"], outputs, strict=True):
             broken = [name for name, values in made.items() if not np.isfinite(values.sum())]

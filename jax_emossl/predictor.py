@@ -1,7 +1,9 @@
 """The predictor: outputs of one or many members over whole folds, on the devices."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -29,38 +31,74 @@ def _finish(objective: Objective, i: int, variables: Variables, outputs: Outputs
 
 
 def predict_rows(
-    objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Segments], batch_size: int, growth: float,
+    objective: Objective, mesh: Mesh, variables: Variables, parts: Sequence[Sequence[Segments]], batch_size: int, growth: float,
     resident: Resident | None = None, over: Sequence[bool] = (),
-) -> list[dict[str, np.ndarray]]:  # fmt: skip
-    """What an objective predicts by stacked variables (M, ...), each member's for segments of its own, in the segments' order.
+) -> list[list[Outputs]]:  # fmt: skip
+    """What an objective predicts by stacked variables (M, ...), each member's for one or more parts of its own, in their segments' order.
 
-    `resident` holds all the segments; without it, features are sent batch by batch. Of members that are `over` nothing is asked.
+    The parts of a member are read as if they were one, which wastes less on padding. `resident` holds all the segments; without it,
+    features are sent batch by batch. Of members that are `over` nothing is asked.
     """
     if objective.labelled:  # with and without constants, by which it does not predict, there would be two programs of everything
         variables = {"params": variables["params"]}
     gather = resident.gather if resident else Segments.gather
     steps = meshes.replicate(resident.steps, mesh) if resident else None  # where they are already
     ended = meshes.place_over(over or [False] * len(parts), mesh)
-    outputs: list[dict[str, np.ndarray]] = [{} for _ in parts]
+    lengths = [np.concatenate([part.lengths for part in own]) for own in parts]
+    same = [tuple((part.whole, part.positions.tobytes()) for part in own) for own in parts]  # members that ask of the same share its rows
+    outputs: list[Outputs] = [{} for _ in parts]
 
     def keep(selections: Sequence[Selection], made: Outputs) -> None:
         for name, values in made.items():
-            for selection, own, part, value in zip(selections, outputs, parts, meshes.fetch(values), strict=True):
+            for selection, own, length, value in zip(selections, outputs, lengths, meshes.fetch(values), strict=True):
                 kept = selection.segments[selection.weight > 0]
-                own.setdefault(name, np.zeros((len(part), *value.shape[1:]), value.dtype))[kept] = value[: len(kept)]
+                own.setdefault(name, np.zeros((len(length), *value.shape[1:]), value.dtype))[kept] = value[: len(kept)]
 
     before = None
-    for selections in in_order([part.lengths for part in parts], batch_size, growth, mesh.shape["data"]):
-        rows = {
-            part: gather(part, own.part(*meshes.part(mesh))) for part, own in dict(zip(parts, selections, strict=True)).items()
-        }  # members may share theirs
-        batch = meshes.place_rows(meshes.stack([rows[part] for part in parts]), mesh)
+    for selections in in_order(lengths, batch_size, growth, mesh.shape["data"]):
+        asked = {key: (own, selection) for key, own, selection in zip(same, parts, selections, strict=True)}
+        rows = {key: _gathered(gather, own, selection.part(*meshes.part(mesh))) for key, (own, selection) in asked.items()}
+        batch = meshes.place_rows(meshes.stack([rows[key] for key in same]), mesh)
         made = _predict(objective, mesh, steps, ended, variables, batch)
         if before:  # the devices never wait for the host
             keep(*before)
         before = selections, made
     keep(*before)
-    return outputs
+    return [
+        [{name: values[first:until] for name, values in made.items()} for first, until in itertools.pairwise(_ends(own))]
+        for made, own in zip(outputs, parts, strict=True)
+    ]
+
+
+def _ends(parts: Sequence[Segments]) -> Int[np.ndarray, "n+1"]:
+    """Where each of several parts begins, and the last ends, when they are counted one after another."""
+    return np.cumsum([0, *map(len, parts)])
+
+
+def _gathered(gather: Callable[[Segments, Selection], Batch], parts: Sequence[Segments], selection: Selection) -> Batch:
+    """The rows of a selection of segments of several parts, which it counts one after another."""
+    ends = _ends(parts)
+    which = np.searchsorted(ends, selection.segments, side="right") - 1
+    rows = []
+    for i in np.unique(which):
+        own = selection.rows(which == i)
+        rows.append(gather(parts[i], dataclasses.replace(own, segments=own.segments - ends[i])))
+    place = np.argsort(np.argsort(which, kind="stable"))
+    return {name: np.concatenate([own[name] for own in rows])[place] for name in rows[0]}
+
+
+def finished(
+    objective: Objective, variables: Variables, rows: Sequence[Outputs], whole: Sequence[Segments], parts: Sequence[Segments]
+) -> list[dict[str, np.ndarray]]:
+    """The finished outputs of some segments, of `rows` that `predict_rows` gives of the `whole` on which they are standardised."""
+    made = meshes.fetch([_finish(objective, i, variables, own, part.basis) for i, (own, part) in enumerate(zip(rows, whole, strict=True))])
+    return [{name: values[: len(part)] for name, values in own.items()} for own, part in zip(made, parts, strict=True)]
+
+
+def with_basis(parts: Sequence[Segments]) -> list[Segments]:
+    """Each with those others on which it is standardised; members may share theirs."""
+    made = {part: part.with_basis() for part in parts}
+    return [made[part] for part in parts]
 
 
 def predict_stacked(
@@ -68,11 +106,9 @@ def predict_stacked(
     resident: Resident | None = None, over: Sequence[bool] = (),
 ) -> list[dict[str, np.ndarray]]:  # fmt: skip
     """The finished outputs of `predict_rows`, for which those on which the segments are standardised are encoded, too."""
-    with_basis = {part: part.with_basis() for part in parts}  # members may share theirs
-    whole = [with_basis[part] for part in parts]
-    rows = predict_rows(objective, mesh, variables, whole, *sizes, resident, over)
-    made = meshes.fetch([_finish(objective, i, variables, own, part.basis) for i, (own, part) in enumerate(zip(rows, whole, strict=True))])
-    return [{name: values[: len(part)] for name, values in own.items()} for own, part in zip(made, parts, strict=True)]
+    whole = with_basis(parts)
+    rows = predict_rows(objective, mesh, variables, [(own,) for own in whole], *sizes, resident, over)
+    return finished(objective, variables, [own for (own,) in rows], whole, parts)
 
 
 def predict(

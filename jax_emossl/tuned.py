@@ -26,6 +26,7 @@ from jax_emossl.study import Answer, Cell, Study, num_labels
 Advance = Callable[[Sequence[Cell], float], None]
 _Trained = tuple[Experiment, Fitted]  # a training of a cell's grid, and how it ended
 MOST_MEMBERS = {"cpu": 20}  # five seeds at four rates: two arms leave no rest; more gain nothing there, and lose more work when interrupted
+_SAVED_EVERY = 60  # s: so many trainings at once take the cores half a second to save
 _MEMORY_SHARE = 0.5  # of a device's memory, to be shared by the members' states and activations
 
 
@@ -73,7 +74,7 @@ def _fit(
     if not members:
         return []
     objective, config = study.experiment.objective, grids[0][0].config
-    with contextlib.closing(Checkpoints(under_way)) as checkpoints:
+    with contextlib.closing(Checkpoints(under_way, _SAVED_EVERY)) as checkpoints:
         ended = fit(objective, members, config, resident=study.resident, checkpoints=checkpoints, description=words, advance=advance)
     for member in ended:
         if member.diverged:

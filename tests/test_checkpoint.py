@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -47,6 +48,19 @@ def test_the_latest_two_are_kept_the_newest_returns_exactly_and_holds_the_best(t
     assert (best.step, best.calibration) == (2, [0.5, None])
     same(best.variables, variables(2))
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(best.variables))
+
+
+def test_saves_that_can_wait_are_so_far_apart(tmp_path, monkeypatch):
+    now = itertools.count(1000, 20)
+    monkeypatch.setattr(checkpoint, "monotonic", lambda: next(now))
+    rare, often = Checkpoints(tmp_path / "rare", every=60), Checkpoints(tmp_path / "often")
+    assert rare.due()
+    rare.save(snapshot(1, 1))  # by the clock, 20 s later
+    assert [rare.due() for _ in range(4)] == [False, False, True, True]
+    often.save(snapshot(1, 1))
+    assert often.due()
+    rare.close()
+    often.close()
 
 
 def test_a_sweep_keeps_all_its_members(tmp_path):

@@ -37,6 +37,9 @@ class Recorder:
     def latest(self, like):
         self.save(like)
 
+    def due(self):
+        return True
+
     def save(self, snapshot):
         self.snapshots[snapshot.step] = jax.tree.map(lambda leaf: np.array(leaf)[0], snapshot.variables)
 
@@ -481,7 +484,7 @@ def test_programs_serve_other_label_counts_too(sweep, monkeypatch):
     run = _Run.of(sweep.objective, sweep.members, sweep.config, meshes.make(len(sweep.members)), sweep.resident)
     now = run.begin()
     before = len(traced)
-    run.with_standards(now.variables)
+    run.read(now.variables, [()] * len(sweep.members))
     assert len(traced) == before > 0
     sweep.fit()
     before = len(traced)
@@ -511,6 +514,15 @@ def test_a_stopped_sweep_goes_on_bit_identically(step, sweep, fitted, tmp_path, 
             assert_equal_runs(again, once)
             assert [own for own, _ in once.evaluations] == [2, 4, 6] and list(again.evaluations) == list(once.evaluations)
     assert shares[0] == pytest.approx(step / 6) and sum(shares) == pytest.approx(1)
+
+
+def test_a_sweep_that_is_saved_less_often_goes_on_from_its_last_save(sweep, fitted, tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path, every=1e6)) as checkpoints:
+        sweep.fit(checkpoints=checkpoints)
+        assert checkpoints.newest() == 2  # the first evaluation, of three
+    with contextlib.closing(Checkpoints(tmp_path, every=1e6)) as checkpoints:
+        for again, once in zip(sweep.fit(checkpoints=checkpoints), fitted, strict=True):
+            assert_equal_runs(again, once)
 
 
 def test_early_stopping_is_each_members_own(sweep):

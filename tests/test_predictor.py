@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_emossl import mesh as meshes
 from jax_emossl.data.batches import Segments
 from jax_emossl.data.frontend import Frontend
 from jax_emossl.encoders.transformer import Transformer
@@ -12,7 +13,7 @@ from jax_emossl.objectives import Objective
 from jax_emossl.objectives.emotion import Intensity
 from jax_emossl.objectives.masked_timesteps import MaskedTimesteps
 from jax_emossl.ordinal import Levels
-from jax_emossl.predictor import predict
+from jax_emossl.predictor import predict, predict_rows
 from jax_emossl.resident import Resident
 
 ENCODER = Transformer(width=16, layers=1, heads=2)
@@ -113,6 +114,23 @@ def test_several_variables_at_once_answer_as_one_by_one(objective, folds, reside
         (alone,) = predict(objective, [own], [part], 8, 8.0)
         assert_close(made, alone)
         assert_close(other, alone)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_parts_that_are_read_in_one_pass_are_answered_as_each_alone(objective, folds, resident):
+    """Those of two folds and, of another member, of one; of which some lie beside one another in a batch."""
+    memory = Resident(list(folds.values())) if resident else None
+    variables = [learned(objective, folds, seed) for seed in (1, 2)]
+    few = folds["train"].take(np.arange(5, 30, 3))
+    parts = [(few, folds["valid"]), (folds["test"].take(np.arange(4)),)]
+    mesh = meshes.make(2)
+    placed = meshes.place_members(meshes.stack(variables), mesh)
+    together = predict_rows(objective, mesh, placed, parts, 8, 4.0, memory)
+    for i, own in enumerate(parts):
+        assert len(together[i]) == len(own)
+        for j, part in enumerate(own):
+            alone = predict_rows(objective, mesh, placed, [(part,), (part,)], 8, 8.0, memory)
+            assert_close(together[i][j], alone[i][0])
 
 
 def test_the_same_segments_are_answered_by_each_of_several_variables(folds):

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 SHORTEST = 8  # model steps of the shortest padded length
 _TYPICAL = 64  # model steps of a segment, as crops have them
+_FINER = 0.5  # power of the growth of padded lengths where several parts are evaluated at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,11 @@ class Selection:
 
     def part(self, number: int, of: int) -> Self:
         """The rows of one of so many equal parts, counted from 0."""
-        rows = slice(number * len(self.segments) // of, (number + 1) * len(self.segments) // of)
-        return dataclasses.replace(self, segments=self.segments[rows], starts=self.starts[rows], weight=self.weight[rows])
+        return self.rows(slice(number * len(self.segments) // of, (number + 1) * len(self.segments) // of))
+
+    def rows(self, which: slice | Bool[np.ndarray, "b"]) -> Self:
+        """Some of the rows."""
+        return dataclasses.replace(self, segments=self.segments[which], starts=self.starts[which], weight=self.weight[which])
 
 
 @functools.cache
@@ -125,7 +129,8 @@ def in_order(lengths: Sequence[Int[np.ndarray, "s"]], batch_size: int, growth: f
     """Every segment of several parts once and uncropped, longest first: for evaluation.
 
     Each turn has one selection of every part, all of one shape. Its area is that of `batch_size` rows of `_TYPICAL` steps, so that long
-    segments take no more memory than short ones.
+    segments take no more memory than short ones. Of several parts, lengths are padded to a finer grid: what that spares is spared of each,
+    and every length is a program to compile.
 
     Args:
       lengths: model steps of every segment of each part.
@@ -133,7 +138,8 @@ def in_order(lengths: Sequence[Int[np.ndarray, "s"]], batch_size: int, growth: f
     """
     left = [np.argsort(-own, kind="stable") for own in lengths]
     while any(map(len, left)):
-        length = padded_length(max(int(own[rest[0]]) for own, rest in zip(lengths, left, strict=True) if len(rest)), growth)
+        longest = max(int(own[rest[0]]) for own, rest in zip(lengths, left, strict=True) if len(rest))
+        length = padded_length(longest, growth if len(lengths) == 1 else growth**_FINER)
         rows = devices * max(1, batch_size * _TYPICAL // (length * devices))
         yield [_filled(rest[:rows], rows, length) for rest in left]
         left = [rest[rows:] for rest in left]
