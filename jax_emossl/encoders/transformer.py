@@ -32,7 +32,7 @@ def rotate(x: Float[Array, "b t *n k"], positions: Int[Array, "#b t"]) -> Float[
     frequency = _ROTARY_BASE ** (-jnp.arange(half) / half)
     angle = (positions[..., None] * frequency).reshape(*positions.shape, *[1] * (x.ndim - 3), half)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    halves_swapped = jnp.roll(x, half, -1)
+    halves_swapped = x.reshape(*x.shape[:-1], 2, half)[..., ::-1, :].reshape(x.shape)  # of slices, XLA would join value by value on CPU
     return (x * jnp.concatenate([cosine, cosine], -1) + halves_swapped * jnp.concatenate([-sine, sine], -1)).astype(x.dtype)
 
 
@@ -130,8 +130,9 @@ class Attention(nn.Module):
         batch, length, width = x.shape
         heads = len(self.slopes)
         positions = jnp.arange(length)[None] if positions is None else positions
-        qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x).reshape(batch, length, 3, heads, width // heads)
-        (query, key), value = jnp.moveaxis(rotate(qkv[:, :, :2], positions), 2, 0), qkv[:, :, 2]
+        qkv = jnp.split(Dense(3 * width, dtype=self.dtype, name="qkv")(x), 3, -1)
+        query, key, value = (part.reshape(batch, length, heads, width // heads) for part in qkv)
+        query, key = rotate(query, positions), rotate(key, positions)
         mixed = attend(query / jnp.sqrt(query.shape[-1]), key, value, valid, positions, self.slopes, self.causal)
         return Dense(width, dtype=self.dtype, name="out")(mixed.reshape(batch, length, width))
 
