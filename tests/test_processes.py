@@ -101,7 +101,8 @@ def test_two_processes_learn_what_one_does_on_as_many_devices(whole, arguments, 
     assert len(logs[0]) == 12 // 2 + 12 // 4
     for own, other in zip(*logs, strict=True):
         assert own.keys() == other.keys()
-        np.testing.assert_allclose(list(own.values()), list(other.values()), rtol=1e-3)
+        for name, value in own.items():  # where rounding turns the sign of an L1 error, the gradient moves more than the loss
+            assert value == pytest.approx(other[name], rel=5e-3 if "gradient" in name else 1e-3), name
 
 
 def test_only_the_first_writes_and_another_number_of_processes_goes_on(whole, arguments, tmp_path):
