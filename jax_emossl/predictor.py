@@ -83,6 +83,8 @@ def _gathered(gather: Callable[[Segments, Selection], Batch], parts: Sequence[Se
     for i in np.unique(which):
         own = selection.rows(which == i)
         rows.append(gather(parts[i], dataclasses.replace(own, segments=own.segments - ends[i])))
+    if len(rows) == 1:  # most often: features need not be copied
+        return rows[0]
     place = np.argsort(np.argsort(which, kind="stable"))
     return {name: np.concatenate([own[name] for own in rows])[place] for name in rows[0]}
 

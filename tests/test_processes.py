@@ -18,6 +18,7 @@ from jax_emossl import memory, processes, results
 from jax_emossl.config import flat
 
 STEPS = {"train.steps": 12, "train.eval_every": 4, "train.log_every": 2}
+SMOOTH = {"objective.loss": "l2"}  # of a pretraining: rounding may turn the sign of an L1 error
 
 
 def free_port():
@@ -78,7 +79,8 @@ def sentences(ends):
 
 @pytest.fixture(scope="module")
 def arguments(demo_folder):
-    return [*ARGUMENTS[QUICK], *(f"--config.{name}={value}" for name, value in STEPS.items()), f"--config.data.prepared={demo_folder}"]
+    fields = STEPS | SMOOTH
+    return [*ARGUMENTS[QUICK], *(f"--config.{name}={value}" for name, value in fields.items()), f"--config.data.prepared={demo_folder}"]
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +103,7 @@ def test_two_processes_learn_what_one_does_on_as_many_devices(whole, arguments, 
     assert len(logs[0]) == 12 // 2 + 12 // 4
     for own, other in zip(*logs, strict=True):
         assert own.keys() == other.keys()
-        for name, value in own.items():  # where rounding turns the sign of an L1 error, the gradient moves more than the loss
-            assert value == pytest.approx(other[name], rel=5e-3 if "gradient" in name else 1e-3), name
+        np.testing.assert_allclose(list(own.values()), list(other.values()), rtol=1e-3)
 
 
 def test_only_the_first_writes_and_another_number_of_processes_goes_on(whole, arguments, tmp_path):
